@@ -1,20 +1,20 @@
 """Every deliberate error of the node, sorted by the one question that matters: again, or never?
 
-    NodeError
-    ├── Unavailable            try again later: the world may change
-    │   ├── SpoolFull          free space is below the watermark
-    │   ├── LedgerUnavailable  the database does not answer
-    │   ├── BrokerUnavailable  Redis does not answer
-    │   ├── PeerUnreachable    no association could be made
-    │   └── PeerBusy           the peer answered a status that means "later"
-    ├── Refused                never again: the same input gives the same answer
-    │   ├── InvalidInstance    what was sent is not a storable instance
-    │   ├── PeerRefused        the peer answered a status that means "no"
-    │   ├── ModelRefused       the model folder cannot be trusted or run
-    │   ├── InputRefused       the images cannot be made into a volume
-    │   ├── ResultRefused      a result object failed the node's own check
-    │   └── SettingsError      node.toml or model.toml is wrong; names the key
-    └── NotApplicable          the model was not made for this series: an answer, not a failure
+NodeError
+├── Unavailable            try again later: the world may change
+│   ├── SpoolFull          free space is below the watermark
+│   ├── LedgerUnavailable  the database does not answer
+│   ├── BrokerUnavailable  Redis does not answer
+│   ├── PeerUnreachable    no association could be made
+│   └── PeerBusy           the peer answered a status that means "later"
+├── Refused                never again: the same input gives the same answer
+│   ├── InvalidInstance    what was sent is not a storable instance
+│   ├── PeerRefused        the peer answered a status that means "no"
+│   ├── ModelRefused       the model folder cannot be trusted or run
+│   ├── InputRefused       the images cannot be made into a volume
+│   ├── ResultRefused      a result object failed the node's own check
+│   └── SettingsError      node.toml or model.toml is wrong; names the key
+└── NotApplicable          the model was not made for this series: an answer, not a failure
 """
 
 from __future__ import annotations

@@ -1,0 +1,246 @@
+"""node.toml, read once into one frozen Settings; every mistake names its key."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydicom.datadict import tag_for_keyword
+
+from dicom_node.catalogue import ModelFolder, default_folder, read_catalogue, suggestion
+from dicom_node.errors import SettingsError
+from dicom_node.routing import CALLING_AE_TITLE, Route
+from dicom_node.services import Admission
+
+AeTitle = Annotated[str, StringConstraints(pattern=r"^[ -\[\]-~]{1,16}$", strip_whitespace=True)]  # PS3.5: no backslash
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0)]
+
+CANDIDATES = (Path("node.toml"), Path("/etc/dicom-node/node.toml"))
+RESULT_KINDS = ("seg", "sr")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodeTable(_Table):
+    """[node]: who the node is and where it keeps things."""
+
+    ae_title: AeTitle = "DICOM_NODE"
+    host: str = "0.0.0.0"  # noqa: S104 - a DICOM listener that only its own machine reaches receives nothing
+    port: Port = 11112
+    storage: Path = Path("dicom-node-data")
+    models: Path = Field(default_factory=default_folder)
+    ledger: str = ""  # SQLAlchemy URL; empty: SQLite in `storage`
+    broker: str = ""  # redis://...; empty: the node starts its own and one set of workers
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+
+class ReceiveTable(_Table):
+    """[receive]: what the SCP lets in."""
+
+    check_called_ae_title: bool = False
+    calling_ae_titles: tuple[AeTitle, ...] = ()
+    maximum_associations: Annotated[int, Field(ge=1)] = 200
+    maximum_associations_per_peer: Annotated[int, Field(ge=1)] = 100
+    maximum_pdu_length: Annotated[int, Field(ge=4096, le=2**27)] = 131072
+    keep_private_sop_classes: bool = False
+    network_timeout: Annotated[float, Field(gt=0)] = 60.0
+    minimum_free_megabytes: Annotated[int, Field(ge=0)] = 1024
+
+
+class CompletionTable(_Table):
+    """[completion]: how long to wait for more of a series, in seconds."""
+
+    settle: Seconds = 2.0
+    quiet: Seconds = 20.0
+
+
+class JobsTable(_Table):
+    """[jobs]: leases and limits."""
+
+    lease: Annotated[float, Field(ge=5)] = 60.0
+    maximum_attempts: Annotated[int, Field(ge=1)] = 3
+    sweep: Annotated[float, Field(gt=0)] = 0.5
+    hint_again: Annotated[float, Field(gt=0)] = 10.0
+
+
+class DeliveryTable(_Table):
+    """[delivery]: how to knock at a peer that is away."""
+
+    connect_timeout: Annotated[float, Field(gt=0)] = 10.0
+    response_timeout: Annotated[float, Field(gt=0)] = 60.0
+    first_delay: Annotated[float, Field(gt=0)] = 5.0
+    maximum_delay: Annotated[float, Field(gt=0)] = 600.0
+    give_up_after_days: Annotated[float, Field(gt=0)] = 14.0
+
+
+class LabellingTable(_Table):
+    """[labelling]: what every result says about itself."""
+
+    qualification: Literal["RESEARCH", "PRODUCT", "SERVICE"] = "RESEARCH"
+    disclaimer: Annotated[str, StringConstraints(max_length=200)] = (
+        "Not for diagnosis. AI result, not verified by a physician."
+    )
+    series_number: Annotated[int, Field(ge=1, le=2**30)] = 9000
+
+
+class Peer(_Table):
+    """[peer.NAME]: an application entity that gets results."""
+
+    ae_title: AeTitle
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    results: tuple[Literal["seg", "sr"], ...] = RESULT_KINDS  # type: ignore[assignment]
+    calling_ae_title: AeTitle | None = None  # how the node names itself there; its own by default
+
+
+class RouteTable(_Table):
+    """[[route]]: a sentence of the operator."""
+
+    name: str = ""
+    when: Mapping[str, str] = Field(default_factory=dict)
+    run: str | tuple[str, ...]
+    send_to: str | tuple[str, ...]
+
+    @field_validator("when")
+    @classmethod
+    def _keys_and_patterns(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for key, pattern in value.items():
+            if key != CALLING_AE_TITLE and tag_for_keyword(key) is None:
+                raise ValueError(f"{key!r} is no DICOM keyword{_nearest_keyword(key)}")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from error
+        return value
+
+
+class Settings(_Table):
+    """Everything an operator can set."""
+
+    node: NodeTable = NodeTable()
+    receive: ReceiveTable = ReceiveTable()
+    completion: CompletionTable = CompletionTable()
+    jobs: JobsTable = JobsTable()
+    delivery: DeliveryTable = DeliveryTable()
+    labelling: LabellingTable = LabellingTable()
+    peer: Mapping[Name, Peer] = Field(default_factory=dict)
+    route: tuple[RouteTable, ...] = ()
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Return the routes as values that `routing` matches."""
+        return tuple(
+            Route(table.name or f"route {number}", dict(table.when), _names(table.run), _names(table.send_to))
+            for number, table in enumerate(self.route, start=1)
+        )
+
+    @property
+    def ledger_url(self) -> str:
+        """Return where the ledger is: the URL that is set, else SQLite in the storage folder."""
+        return self.node.ledger or f"sqlite:///{self.node.storage.absolute() / 'ledger.sqlite3'}"
+
+    @property
+    def admission(self) -> Admission:
+        """Return who may associate."""
+        return Admission(
+            ae_title=self.node.ae_title,
+            check_called_ae_title=self.receive.check_called_ae_title,
+            calling_ae_titles=frozenset(self.receive.calling_ae_titles),
+            maximum_associations=self.receive.maximum_associations,
+            maximum_associations_per_peer=self.receive.maximum_associations_per_peer,
+        )
+
+    def catalogue(self) -> Mapping[str, ModelFolder]:
+        """Return the models that exist; raise SettingsError where a manifest is wrong."""
+        return read_catalogue(self.node.models)
+
+
+def load(path: Path | None = None) -> Settings:
+    """Read the settings from `path`, or from the first of CANDIDATES that exists, or take the defaults.
+
+    Relative folders are relative to the file. Raises SettingsError that names the key and what to write.
+    """
+    path = path or next((candidate for candidate in CANDIDATES if candidate.is_file()), None)
+    if path is None:
+        return Settings()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    return parse(text, where=str(path), base=path.parent)
+
+
+def parse(text: str, *, where: str = "node.toml", base: Path = Path()) -> Settings:
+    """Read settings from TOML `text`; `base` is what relative folders are relative to."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{where}: not TOML: {error}") from error
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError("\n".join(f"{where}: {line}" for line in _explained(error))) from error
+    settings = _with_absolute_folders(settings, base)
+    problems = list(_broken_references(settings))
+    if problems:
+        raise SettingsError("\n".join(f"{where}: {line}" for line in problems))
+    return settings
+
+
+def _with_absolute_folders(settings: Settings, base: Path) -> Settings:
+    node = settings.node
+    folders = {"storage": (base / node.storage).absolute(), "models": (base / node.models).absolute()}
+    return settings.model_copy(update={"node": node.model_copy(update=folders)})
+
+
+def _broken_references(settings: Settings) -> Iterator[str]:
+    """Yield a line for every name in a route that nothing bears."""
+    models, peers = settings.catalogue(), settings.peer
+    for number, route in enumerate(settings.routes):
+        for model in route.run:
+            if model not in models:
+                yield f'route[{number}].run: no model "{model}" in {settings.node.models}{suggestion(model, models)}'
+        for peer in route.send_to:
+            if peer not in peers:
+                yield f"route[{number}].send_to: no [peer.{peer}]{suggestion(peer, dict(peers))}"
+
+
+def _explained(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        *parents, last = problem["loc"]
+        key = _key(problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            yield f"{key}: no such key{suggestion(str(last), _keys_of(parents))}"
+        else:
+            yield f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def _keys_of(parents: list[int | str]) -> list[str]:
+    """Return the keys that the table at `parents` may have."""
+    tables: dict[str, type[BaseModel]] = {"peer": Peer, "route": RouteTable}
+    if not parents:
+        return list(Settings.model_fields)
+    table: Any = tables.get(str(parents[0])) or Settings.model_fields[str(parents[0])].annotation
+    return list(table.model_fields)
+
+
+def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _nearest_keyword(word: str) -> str:
+    from pydicom._dicom_dict import DicomDictionary
+
+    return suggestion(word, [entry[4] for entry in DicomDictionary.values()])

@@ -1,0 +1,23 @@
+"""The ledger: the only SQL there is, and the truth about every instance, series, job and result."""
+
+from __future__ import annotations
+
+from dicom_node.ledger.arrivals import Arrivals
+from dicom_node.ledger.database import open_database
+from dicom_node.ledger.history import History
+from dicom_node.ledger.jobs import Jobs
+
+
+class Ledger:
+    """One ledger, by subject."""
+
+    def __init__(self, url: str, *, migrate: bool = False) -> None:
+        """Open the database at `url`; with `migrate`, bring its schema up to date first."""
+        self._database = open_database(url, migrate=migrate)
+        self.arrivals = Arrivals(self._database)
+        self.jobs = Jobs(self._database)
+        self.history = History(self._database)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._database.close()

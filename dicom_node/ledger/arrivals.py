@@ -1,0 +1,187 @@
+"""What arrived: instances, the series they make up, and the associations that hold a series open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, exists, func, select, update
+
+from dicom_node.entities import AssociationIdentity, Instance, SlicePlace
+from dicom_node.ledger.database import Database
+from dicom_node.ledger.journal import Subject, write_event
+from dicom_node.ledger.schema import holding, instance, series
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSeries:
+    """A series whose present revision has not been found complete yet."""
+
+    series_instance_uid: str
+    study_instance_uid: str
+    revision: int
+    received: int
+    announced: int | None
+    last_activity: float
+    released: bool
+    held_open: bool
+    calling_ae_title: str
+    is_own_result: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInstance:
+    """One instance of a series, as the ledger has it."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    path: str
+    sha256: str
+    place: SlicePlace | None
+
+
+class Arrivals:
+    """Facts about what was received."""
+
+    def __init__(self, database: Database) -> None:
+        """Use `database`."""
+        self._database = database
+
+    def digest_of(self, sop_instance_uid: str) -> str | None:
+        """Return the SHA-256 of the instance that is held, or None."""
+        with self._database.reading() as connection:
+            query = select(instance.c.sha256).where(instance.c.sop_instance_uid == sop_instance_uid)
+            return connection.execute(query).scalar()
+
+    def record(self, received: Instance, association: AssociationIdentity, *, node_id: str, now: float) -> None:
+        """Record one instance; the first opens its series, one that comes after completion reopens it."""
+        header = received.header
+        with self._database.writing() as connection:
+            revision = self._open_series(connection, received, association, now)
+            connection.execute(
+                instance.insert().values(
+                    sop_instance_uid=header.sop_instance_uid,
+                    sop_class_uid=header.sop_class_uid,
+                    series_instance_uid=header.series_instance_uid,
+                    transfer_syntax_uid=received.transfer_syntax_uid,
+                    number_of_frames=header.number_of_frames,
+                    place=_place_out(header.place),
+                    path=received.path,
+                    sha256=received.sha256,
+                    size=received.size,
+                    received_at=now,
+                )
+            )
+            connection.execute(
+                update(series)
+                .where(series.c.series_instance_uid == header.series_instance_uid)
+                .values(
+                    revision=revision,
+                    received=series.c.received + 1,
+                    announced=func.coalesce(header.announced, series.c.announced),
+                    last_activity=now,
+                    released=False,
+                )
+            )
+            connection.execute(
+                self._database.insert(holding)
+                .values(
+                    association_id=association.association_id,
+                    series_instance_uid=header.series_instance_uid,
+                    node_id=node_id,
+                )
+                .on_conflict_do_nothing()
+            )
+
+    def _open_series(
+        self, connection: Connection, received: Instance, association: AssociationIdentity, now: float
+    ) -> int:
+        """Make the series' row where there is none; return the revision that the new instance belongs to."""
+        header = received.header
+        made = connection.execute(
+            self._database.insert(series)
+            .values(
+                series_instance_uid=header.series_instance_uid,
+                study_instance_uid=header.study_instance_uid,
+                modality=header.modality,
+                calling_ae_title=association.calling_ae_title,
+                is_own_result=header.is_own_result,
+                revision=1,
+                complete_revision=0,
+                received=0,
+                last_activity=now,
+                released=False,
+            )
+            .on_conflict_do_nothing()
+        )
+        subject = Subject(header.study_instance_uid, header.series_instance_uid)
+        if made.rowcount:
+            write_event(connection, "series.opened", now, subject, modality=header.modality)
+            return 1
+        query = select(series.c.revision, series.c.complete_revision)
+        query = query.where(series.c.series_instance_uid == header.series_instance_uid).with_for_update()
+        revision, complete = connection.execute(query).one()
+        if complete < revision:
+            return int(revision)
+        write_event(connection, "series.reopened", now, subject, revision=revision + 1)
+        return int(revision) + 1
+
+    def association_ended(self, association_id: str, *, released: bool, now: float) -> None:
+        """Let go of every series that the association held; `released` says that it ended as it should."""
+        mine = select(holding.c.series_instance_uid).where(holding.c.association_id == association_id)
+        with self._database.writing() as connection:
+            connection.execute(
+                update(series)
+                .where(series.c.series_instance_uid.in_(mine))
+                .values(released=released, last_activity=now)
+            )
+            connection.execute(delete(holding).where(holding.c.association_id == association_id))
+
+    def forget_associations_of(self, node_id: str) -> None:
+        """Let go of what associations of an earlier life of this node held: they died with it."""
+        with self._database.writing() as connection:
+            connection.execute(delete(holding).where(holding.c.node_id == node_id))
+
+    def open_series(self) -> list[OpenSeries]:
+        """Return every series whose present revision is not complete, the longest silent first."""
+        held = exists().where(holding.c.series_instance_uid == series.c.series_instance_uid)
+        query = (
+            select(series, held.label("held_open"))
+            .where(series.c.complete_revision < series.c.revision)
+            .order_by(series.c.last_activity)
+        )
+        with self._database.reading() as connection:
+            return [_open_series(row) for row in connection.execute(query).mappings()]
+
+    def instances_of(self, series_instance_uid: str) -> list[StoredInstance]:
+        """Return the instances of a series in the order of their UIDs."""
+        query = (
+            select(instance)
+            .where(instance.c.series_instance_uid == series_instance_uid)
+            .order_by(instance.c.sop_instance_uid)
+        )
+        with self._database.reading() as connection:
+            return [_stored_instance(row) for row in connection.execute(query).mappings()]
+
+
+def _open_series(row: Any) -> OpenSeries:
+    return OpenSeries(**{name: row[name] for name in OpenSeries.__slots__})
+
+
+def _stored_instance(row: Any) -> StoredInstance:
+    return StoredInstance(
+        sop_instance_uid=row["sop_instance_uid"],
+        sop_class_uid=row["sop_class_uid"],
+        path=row["path"],
+        sha256=row["sha256"],
+        place=_place_in(row["place"]),
+    )
+
+
+def _place_out(place: SlicePlace | None) -> list[Sequence[float]] | None:
+    return None if place is None else [place.image_orientation_patient, place.image_position_patient]
+
+
+def _place_in(value: Any) -> SlicePlace | None:
+    return None if value is None else SlicePlace(tuple(value[0]), tuple(value[1]))

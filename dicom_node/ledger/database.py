@@ -1,0 +1,106 @@
+"""One engine for SQLite and PostgreSQL: how it is opened, migrated, and what a transaction is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from dicom_node.errors import LedgerUnavailable, SettingsError
+
+_BUSY_TIMEOUT = 15.0  # seconds that a writer waits for another before the ledger counts as unavailable
+_MIGRATION_LOCK = 0x6469636F6D  # "dicom"
+
+
+class Database:
+    """The only door to the tables: transactions that write, connections that read."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Wrap `engine`; use `open_database` to make one."""
+        self.engine = engine
+        self._dialect: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Run one transaction; raise LedgerUnavailable where the database does not answer or is locked."""
+        with _availability(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a connection that only reads and locks nothing."""
+        with _availability(), self.engine.connect() as raw:
+            yield raw.execution_options(isolation_level="AUTOCOMMIT")
+
+    def insert(self, table: Table) -> Any:
+        """Return an INSERT that knows ON CONFLICT, in this database's dialect."""
+        return self._dialect.insert(table)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+@contextmanager
+def _availability() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        # the statement and its parameters stay out of the message: they may be logged
+        raise LedgerUnavailable(f"The ledger does not answer: {type(error.orig).__name__}") from error
+    except SQLAlchemyError as error:
+        raise LedgerUnavailable(f"The ledger does not answer: {type(error).__name__}") from error
+
+
+def open_database(url: str, *, migrate: bool = False) -> Database:
+    """Open the ledger at a SQLAlchemy `url`; with `migrate`, bring its schema to this version first."""
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as error:
+        raise SettingsError("node.ledger: not a SQLAlchemy URL such as postgresql+psycopg://user@host/name") from error
+    engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _server(parsed)
+    database = Database(engine)
+    if migrate:
+        _migrate(database)
+    return database
+
+
+def _sqlite(url: Any) -> Engine:
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, see below
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk, not on its way
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # a transaction that reads and then writes must take the write lock at once, or two of them deadlock
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _server(url: Any) -> Engine:
+    return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=50, connect_args={"connect_timeout": 5})
+
+
+def _migrate(database: Database) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with database.writing() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

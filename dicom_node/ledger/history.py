@@ -1,0 +1,101 @@
+"""What people and programs ask the ledger: what is going on, and what happened to one study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import func, or_, select
+
+from dicom_node.ledger.database import Database
+from dicom_node.ledger.journal import Subject, write_event
+from dicom_node.ledger.schema import event, instance, job, result, series
+
+Row = dict[str, Any]
+
+
+class History:
+    """Questions that change nothing, and the one way to note what has no other table."""
+
+    def __init__(self, database: Database) -> None:
+        """Use `database`."""
+        self._database = database
+
+    def note(self, name: str, *, now: float, subject: Subject = Subject(), **fields: Any) -> None:
+        """Append an event of its own, such as a refused presentation context."""
+        with self._database.writing() as connection:
+            write_event(connection, name, now, subject, **fields)
+
+    def counts(self) -> Row:
+        """Return how many instances, series and bytes there are, and how many jobs in each state by kind."""
+        with self._database.reading() as connection:
+            instances, size = connection.execute(
+                select(func.count(), func.coalesce(func.sum(instance.c.size), 0)).select_from(instance)
+            ).one()
+            states = connection.execute(select(job.c.kind, job.c.state, func.count()).group_by(job.c.kind, job.c.state))
+            jobs: dict[str, dict[str, int]] = {}
+            for kind, state, number in states:
+                jobs.setdefault(kind, {})[state] = number
+            number_of_series = connection.execute(select(func.count()).select_from(series)).scalar_one()
+        return {"instances": instances, "bytes": int(size), "series": number_of_series, "jobs": jobs}
+
+    def recent_series(self, *, limit: int) -> list[Row]:
+        """Return the series with the latest activity."""
+        return self._rows(select(series).order_by(series.c.last_activity.desc()).limit(limit))
+
+    def recent_jobs(self, *, limit: int) -> list[Row]:
+        """Return jobs with their study, those still to do before those that ended, the newest first."""
+        query = select(job, series.c.study_instance_uid).join_from(job, series)
+        return self._rows(query.order_by(job.c.ended_at.isnot(None), job.c.job_id.desc()).limit(limit))
+
+    def jobs_of(self, uid: str) -> list[Row]:
+        """Return every job of a study or series, in the order they were made."""
+        query = select(job, series.c.study_instance_uid).join_from(job, series)
+        return self._rows(query.where(_about(series, uid)).order_by(job.c.job_id))
+
+    def series_of(self, uid: str) -> list[Row]:
+        """Return the series of a study, or the one series."""
+        return self._rows(select(series).where(_about(series, uid)))
+
+    def results_of(self, uid: str) -> list[Row]:
+        """Return every result object of a study or a series, with the revision it is for."""
+        query = (
+            select(result, job.c.revision, job.c.model)
+            .join_from(result, job)
+            .where(or_(result.c.study_instance_uid == uid, job.c.series_instance_uid == uid))
+            .order_by(result.c.job_id, result.c.kind)
+        )
+        return self._rows(query)
+
+    def events_of(self, uid: str) -> list[Row]:
+        """Return what happened to a study or a series, in order."""
+        return self._rows(select(event).where(_about(event, uid)).order_by(event.c.event_id))
+
+    def events_of_job(self, job_id: int) -> list[Row]:
+        """Return what happened to one job, in order."""
+        return self._rows(select(event).where(event.c.job_id == job_id).order_by(event.c.event_id))
+
+    def recent_events(self, *, limit: int) -> list[Row]:
+        """Return the latest events, in order."""
+        return self._rows(select(event).order_by(event.c.event_id.desc()).limit(limit))[::-1]
+
+    def latest_event_id(self) -> int:
+        """Return the number of the last event; 0 where there is none."""
+        with self._database.reading() as connection:
+            return int(connection.execute(select(func.coalesce(func.max(event.c.event_id), 0))).scalar_one())
+
+    def events_after(self, event_id: int, *, limit: int = 200) -> list[Row]:
+        """Return the events that came after number `event_id`, in order."""
+        return self._rows(select(event).where(event.c.event_id > event_id).order_by(event.c.event_id).limit(limit))
+
+    def _rows(self, query: Any) -> list[Row]:
+        with self._database.reading() as connection:
+            return [_plain(row) for row in connection.execute(query).mappings()]
+
+
+def _about(table: Any, uid: str) -> Any:
+    return or_(table.c.study_instance_uid == uid, table.c.series_instance_uid == uid)
+
+
+def _plain(row: Mapping[Any, Any]) -> Row:
+    return {str(key): value for key, value in row.items()}

@@ -1,0 +1,383 @@
+"""Jobs: made when a series is complete, claimed by one worker at a time, moved only along the life cycle's table."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, exists, func, or_, select, update
+
+from dicom_node.ledger.database import Database
+from dicom_node.ledger.journal import Subject, write_event
+from dicom_node.ledger.schema import holding, job, result, series
+from dicom_node.lifecycle import REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance, sources
+from dicom_node.routing import Order
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One durable unit of work; `lease_token` proves that its holder still owns it."""
+
+    job_id: int
+    kind: Kind
+    state: State
+    key: str
+    series_instance_uid: str
+    study_instance_uid: str
+    revision: int
+    model: str
+    routes: tuple[str, ...]
+    send_to: tuple[str, ...]
+    parent_id: int | None
+    peer: str | None
+    attempts: int
+    not_before: float
+    lease_token: str | None
+    progress: float
+    reason: str | None
+    detail: str | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """One encoded result object on disk; its bytes are written once and re-sent unchanged."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    transfer_syntax_uid: str
+    kind: str
+    path: str
+    sha256: str
+    size: int
+
+
+class LostLease(Exception):
+    """The job was taken from this worker: its lease ran out and somebody else has it, or it was cancelled."""
+
+
+class Jobs:
+    """Questions about jobs, and every way to move one."""
+
+    def __init__(self, database: Database) -> None:
+        """Use `database`."""
+        self._database = database
+
+    # -- made ---------------------------------------------------------------------------------------------
+
+    def complete(
+        self,
+        series_instance_uid: str,
+        *,
+        revision: int,
+        last_activity: float,
+        reason: str,
+        orders: Sequence[tuple[Order, str]],
+        now: float,
+    ) -> list[int] | None:
+        """Declare a revision complete and make its jobs, one per `(order, model digest)`, in one transaction.
+
+        Returns the new jobs' numbers, or None where the series moved on since it was looked at.
+        """
+        unmoved = (
+            (series.c.series_instance_uid == series_instance_uid)
+            & (series.c.revision == revision)
+            & (series.c.last_activity == last_activity)
+            & ~exists().where(holding.c.series_instance_uid == series.c.series_instance_uid)
+        )
+        with self._database.writing() as connection:
+            declared = connection.execute(update(series).where(unmoved).values(complete_revision=revision))
+            if declared.rowcount == 0:
+                return None
+            subject = _subject(connection, series_instance_uid)
+            write_event(connection, "series.complete", now, subject, revision=revision, reason=reason)
+            self._supersede(connection, series_instance_uid, revision, now)
+            if not orders:
+                write_event(connection, "series.unrouted", now, subject, revision=revision)
+            made = [
+                self._make_inference(connection, series_instance_uid, revision, order, digest, now)
+                for order, digest in orders
+            ]
+            return [number for number in made if number is not None]
+
+    def _make_inference(
+        self, connection: Connection, series_uid: str, revision: int, order: Order, digest: str, now: float
+    ) -> int | None:
+        return self._make(
+            connection,
+            now,
+            kind=Kind.INFER,
+            key=f"infer/{series_uid}/{revision}/{order.model}@{digest[:16]}",
+            series_instance_uid=series_uid,
+            revision=revision,
+            model=order.model,
+            routes=list(order.routes),
+            send_to=list(order.send_to),
+        )
+
+    def _make(self, connection: Connection, now: float, **values: Any) -> int | None:
+        """Insert a queued job and its event; None where the key exists: the same work is one job."""
+        statement = (
+            self._database.insert(job)
+            .values(state=State.QUEUED, attempts=0, not_before=now, progress=0.0, created_at=now, **values)
+            .on_conflict_do_nothing(index_elements=["key"])
+            .returning(job.c.job_id)
+        )
+        number = connection.execute(statement).scalar()
+        if number is not None:
+            subject = _subject(connection, values["series_instance_uid"])
+            fields = {name: values[name] for name in ("kind", "model", "peer", "revision") if name in values}
+            write_event(connection, "job.queued", now, subject, job_id=number, **fields)
+        return number
+
+    def _supersede(self, connection: Connection, series_instance_uid: str, revision: int, now: float) -> None:
+        """Cancel what is left to do for earlier revisions; a running job notices when it finishes."""
+        older = (
+            (job.c.series_instance_uid == series_instance_uid)
+            & (job.c.revision < revision)
+            & job.c.state.in_([State.QUEUED, State.FAILED])
+        )
+        for number in connection.execute(select(job.c.job_id).where(older)).scalars().all():
+            _move(connection, number, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {revision}")
+
+    # -- claimed ------------------------------------------------------------------------------------------
+
+    def due(self, *, now: float, hint_again: float, limit: int) -> list[tuple[int, Kind]]:
+        """Return up to `limit` queued jobs whose time has come and that no recent message speaks for."""
+        stale = or_(job.c.hinted_at.is_(None), job.c.hinted_at < now - hint_again)
+        query = (
+            select(job.c.job_id, job.c.kind)
+            .where((job.c.state == State.QUEUED) & (job.c.not_before <= now) & stale)
+            .order_by(job.c.not_before, job.c.job_id)
+            .limit(limit)
+        )
+        with self._database.reading() as connection:
+            return [(number, Kind(kind)) for number, kind in connection.execute(query)]
+
+    def hinted(self, numbers: Iterable[int], *, now: float) -> None:
+        """Note that a message was sent for each of these jobs."""
+        with self._database.writing() as connection:
+            connection.execute(update(job).where(job.c.job_id.in_(list(numbers))).values(hinted_at=now))
+
+    def claim(self, job_id: int, *, worker: str, lease: float, now: float) -> Job | None:
+        """Take a queued job for `lease` seconds; None where another has it or it is not due."""
+        with self._database.writing() as connection:
+            taken = connection.execute(
+                update(job)
+                .where((job.c.job_id == job_id) & (job.c.state == State.QUEUED) & (job.c.not_before <= now))
+                .values(
+                    state=advance(State.QUEUED, Happening.CLAIMED),
+                    attempts=job.c.attempts + 1,
+                    worker=worker,
+                    lease_token=uuid.uuid4().hex,
+                    lease_until=now + lease,
+                    started_at=now,
+                    ended_at=None,
+                    progress=0.0,
+                )
+            )
+            if taken.rowcount == 0:
+                return None
+            claimed = _read(connection, job_id)
+            subject = Subject(claimed.study_instance_uid, claimed.series_instance_uid)
+            write_event(connection, "job.claimed", now, subject, job_id=job_id, attempt=claimed.attempts, worker=worker)
+            return claimed
+
+    def renew(self, held: Job, *, lease: float, progress: float, now: float) -> None:
+        """Prolong a lease and note the progress, 0..1; raise LostLease where the job is no longer ours."""
+        with self._database.writing() as connection:
+            renewed = connection.execute(
+                update(job).where(_owned(held)).values(lease_until=now + lease, progress=progress)
+            )
+            if renewed.rowcount == 0:
+                raise LostLease
+
+    def recover(self, *, maximum_attempts: int, now: float) -> int:
+        """Put back every running job whose lease ran out, or fail it after too many attempts; return how many."""
+        return self._abandon(job.c.lease_until < now, maximum_attempts, now)
+
+    def abandon_worker(self, worker: str, *, maximum_attempts: int, now: float) -> int:
+        """Put back what a worker held that is known to be dead, without waiting for its lease."""
+        return self._abandon(job.c.worker.startswith(worker, autoescape=True), maximum_attempts, now)
+
+    def _abandon(self, condition: Any, maximum_attempts: int, now: float) -> int:
+        with self._database.writing() as connection:
+            query = select(job.c.job_id, job.c.attempts, job.c.kind)
+            query = query.where((job.c.state == State.RUNNING) & condition).with_for_update()
+            rows = connection.execute(query).all()
+            for number, attempts, kind in rows:
+                if attempts < maximum_attempts or kind == Kind.DELIVER:
+                    _move(connection, number, Happening.ABANDONED, now, reason="worker_died", not_before=now)
+                else:
+                    detail = f"its worker died {attempts} times"
+                    _move(connection, number, Happening.EXHAUSTED, now, reason="worker_died", detail=detail)
+            return len(rows)
+
+    # -- ended --------------------------------------------------------------------------------------------
+
+    def ended(
+        self,
+        held: Job,
+        happening: Happening,
+        *,
+        now: float,
+        reason: str | None = None,
+        detail: str | None = None,
+        not_before: float | None = None,
+    ) -> None:
+        """Record how an attempt ended; raise LostLease where the job is no longer this worker's."""
+        with self._database.writing() as connection:
+            self._own(connection, held)
+            _move(connection, held.job_id, happening, now, reason=reason, detail=detail, not_before=not_before)
+
+    def inferred(self, held: Job, results: Sequence[StoredResult], *, now: float) -> list[int]:
+        """Record the results, the deliveries they ask for and that the job is done, in one transaction.
+
+        Where the series has moved on meanwhile, nothing but the cancellation is recorded: the job for the
+        later revision will speak. Returns the deliveries' numbers.
+        """
+        with self._database.writing() as connection:
+            self._own(connection, held)
+            query = select(series.c.revision).where(series.c.series_instance_uid == held.series_instance_uid)
+            current = connection.execute(query.with_for_update()).scalar_one()
+            if current != held.revision:
+                detail = f"by revision {current}"
+                _move(connection, held.job_id, Happening.SUPERSEDED, now, reason="superseded", detail=detail)
+                return []
+            for made in results:
+                connection.execute(
+                    result.insert().values(job_id=held.job_id, created_at=now, **{n: getattr(made, n) for n in _RESULT})
+                )
+            _move(connection, held.job_id, Happening.FINISHED, now, detail=f"{len(results)} results")
+            deliveries = [self._make_delivery(connection, held, peer, now) for peer in held.send_to if results]
+            return [number for number in deliveries if number is not None]
+
+    def _make_delivery(self, connection: Connection, held: Job, peer: str, now: float) -> int | None:
+        return self._make(
+            connection,
+            now,
+            kind=Kind.DELIVER,
+            key=f"deliver/{held.job_id}/{peer}",
+            series_instance_uid=held.series_instance_uid,
+            revision=held.revision,
+            model=held.model,
+            routes=list(held.routes),
+            send_to=[peer],
+            parent_id=held.job_id,
+            peer=peer,
+        )
+
+    def requeue(self, job_id: int, *, now: float) -> Job:
+        """Queue an ended job again at the operator's wish; raise IllegalTransition where that makes no sense."""
+        with self._database.writing() as connection:
+            found = _read(connection, job_id)
+            if found.state not in REQUEUEABLE[found.kind]:
+                raise IllegalTransition(f"job {job_id} is {found.state}: a {found.kind} job cannot be requeued then")
+            _move(connection, job_id, Happening.REQUEUED, now, not_before=now)
+            connection.execute(update(job).where(job.c.job_id == job_id).values(attempts=0, hinted_at=None))
+            return _read(connection, job_id)
+
+    def _own(self, connection: Connection, held: Job) -> None:
+        query = select(job.c.job_id).where(_owned(held)).with_for_update()
+        if connection.execute(query).scalar() is None:
+            raise LostLease
+
+    # -- asked --------------------------------------------------------------------------------------------
+
+    def get(self, job_id: int) -> Job | None:
+        """Return a job, or None."""
+        with self._database.reading() as connection:
+            found = connection.execute(_select_jobs().where(job.c.job_id == job_id)).mappings().one_or_none()
+            return None if found is None else _job(found)
+
+    def results_of(self, job_id: int) -> list[StoredResult]:
+        """Return the result objects of an inference, SEG before SR."""
+        query = select(result).where(result.c.job_id == job_id).order_by(result.c.kind, result.c.sop_instance_uid)
+        with self._database.reading() as connection:
+            return [_stored_result(row) for row in connection.execute(query).mappings()]
+
+    def earlier_results(self, series_instance_uid: str, model: str, *, before_revision: int) -> list[StoredResult]:
+        """Return the results of this model for the latest earlier revision of a series that has any."""
+        earlier = (
+            (job.c.series_instance_uid == series_instance_uid)
+            & (job.c.model == model)
+            & (job.c.revision < before_revision)
+            & (job.c.kind == Kind.INFER)
+        )
+        joined = result.join(job)
+        with self._database.reading() as connection:
+            latest = connection.execute(select(func.max(job.c.revision)).select_from(joined).where(earlier)).scalar()
+            query = select(result).select_from(joined).where(earlier & (job.c.revision == latest))
+            return [_stored_result(row) for row in connection.execute(query).mappings()]
+
+
+_RESULT = tuple(StoredResult.__slots__)
+
+
+def _select_jobs() -> Any:
+    return select(job, series.c.study_instance_uid).join_from(job, series)
+
+
+def _read(connection: Connection, job_id: int) -> Job:
+    row = connection.execute(_select_jobs().where(job.c.job_id == job_id)).mappings().one_or_none()
+    if row is None:
+        raise IllegalTransition(f"there is no job {job_id}")
+    return _job(row)
+
+
+def _job(row: Mapping[Any, Any]) -> Job:
+    values = {name: row[name] for name in Job.__slots__}
+    values.update(
+        kind=Kind(row["kind"]),
+        state=State(row["state"]),
+        routes=tuple(row["routes"]),
+        send_to=tuple(row["send_to"]),
+    )
+    return Job(**values)
+
+
+def _stored_result(row: Mapping[Any, Any]) -> StoredResult:
+    return StoredResult(**{name: row[name] for name in _RESULT})
+
+
+def _subject(connection: Connection, series_instance_uid: str) -> Subject:
+    query = select(series.c.study_instance_uid).where(series.c.series_instance_uid == series_instance_uid)
+    return Subject(connection.execute(query).scalar_one(), series_instance_uid)
+
+
+def _owned(held: Job) -> Any:
+    return (job.c.job_id == held.job_id) & (job.c.state == State.RUNNING) & (job.c.lease_token == held.lease_token)
+
+
+def _move(
+    connection: Connection,
+    job_id: int,
+    happening: Happening,
+    now: float,
+    *,
+    reason: str | None = None,
+    detail: str | None = None,
+    not_before: float | None = None,
+) -> State:
+    """Move a job along the table and write the event; the only statement that changes a state but the claim."""
+    before = _read(connection, job_id)
+    after = advance(before.state, happening)
+    values: dict[str, Any] = {"state": after, "reason": reason, "detail": detail, "lease_token": None}
+    if after is State.QUEUED:
+        values.update(not_before=not_before if not_before is not None else now, hinted_at=None, lease_until=None)
+    else:
+        values.update(ended_at=now, lease_until=None, progress=1.0 if after is State.DONE else before.progress)
+    allowed = sources(happening)
+    connection.execute(update(job).where((job.c.job_id == job_id) & job.c.state.in_(allowed)).values(**values))
+    subject = Subject(before.study_instance_uid, before.series_instance_uid)
+    fields = {key: value for key, value in (("reason", reason), ("detail", detail)) if value}
+    if after is State.QUEUED and not_before and not_before > now:
+        fields["retry_in"] = f"{not_before - now:.0f} s"
+    write_event(connection, f"job.{happening}", now, subject, job_id=job_id, **fields)
+    return after

@@ -1,0 +1,96 @@
+"""The life of a job, whole, as one table.
+
+A job is the durable unit of work: it infers (runs a model on one revision of a series) or delivers (sends
+the results of one job to one peer). Everything that may happen to it is a row below; nothing else can.
+Celery, Redis and the retry of C-STORE have no states of their own.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import StrEnum
+
+from dicom_node.errors import NodeError
+
+
+class Kind(StrEnum):
+    """What a job does."""
+
+    INFER = "infer"
+    DELIVER = "deliver"
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    NOT_APPLICABLE = "not_applicable"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Happening(StrEnum):
+    """What moves a job; also the name of its event in the ledger."""
+
+    CLAIMED = "claimed"
+    FINISHED = "finished"
+    DECLINED = "declined"  # the model does not apply: an answer
+    POSTPONED = "postponed"  # again, later
+    ABANDONED = "abandoned"  # its worker died
+    REFUSED = "refused"  # never
+    EXHAUSTED = "exhausted"  # too often
+    SUPERSEDED = "superseded"  # a later revision of the series makes it pointless
+    REQUEUED = "requeued"  # the operator wants it again
+
+
+S, H = State, Happening
+TRANSITIONS: dict[tuple[State, Happening], State] = {
+    (S.QUEUED, H.CLAIMED): S.RUNNING,
+    (S.QUEUED, H.SUPERSEDED): S.CANCELLED,
+    (S.RUNNING, H.FINISHED): S.DONE,
+    (S.RUNNING, H.DECLINED): S.NOT_APPLICABLE,
+    (S.RUNNING, H.POSTPONED): S.QUEUED,
+    (S.RUNNING, H.ABANDONED): S.QUEUED,
+    (S.RUNNING, H.REFUSED): S.FAILED,
+    (S.RUNNING, H.EXHAUSTED): S.FAILED,
+    (S.RUNNING, H.SUPERSEDED): S.CANCELLED,
+    (S.FAILED, H.REQUEUED): S.QUEUED,
+    (S.FAILED, H.SUPERSEDED): S.CANCELLED,
+    (S.CANCELLED, H.REQUEUED): S.QUEUED,
+    (S.NOT_APPLICABLE, H.REQUEUED): S.QUEUED,
+    (S.DONE, H.REQUEUED): S.QUEUED,  # of a delivery: the same bytes once more
+}
+
+REQUEUEABLE: dict[Kind, frozenset[State]] = {
+    # an inference that is done has its results; running it again would make other bytes of the same UIDs
+    Kind.INFER: frozenset({S.FAILED, S.CANCELLED, S.NOT_APPLICABLE}),
+    Kind.DELIVER: frozenset({S.FAILED, S.CANCELLED, S.DONE}),
+}
+
+
+class IllegalTransition(NodeError):
+    """The table has no such row."""
+
+
+def advance(state: State, happening: Happening) -> State:
+    """Return the state that follows; raise IllegalTransition where the table has no row."""
+    try:
+        return TRANSITIONS[state, happening]
+    except KeyError:
+        raise IllegalTransition(f"a job that is {state} cannot be {happening}") from None
+
+
+def sources(happening: Happening) -> tuple[State, ...]:
+    """Return the states in which `happening` may happen."""
+    return tuple(state for state, event in TRANSITIONS if event is happening)
+
+
+def backoff(attempts: int, *, first: float, maximum: float, jitter: random.Random) -> float:
+    """Return the seconds to wait before attempt `attempts` + 1: doubling, up to `maximum`, spread by half.
+
+    The spread keeps many jobs for one peer from knocking at the same moment when it comes back.
+    """
+    full = min(maximum, first * 2.0 ** min(attempts - 1, 32))
+    return full * jitter.uniform(0.5, 1.0)

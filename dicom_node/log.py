@@ -1,0 +1,50 @@
+"""Structured logs: an event's name and its fields, one line per unit of work, and never a patient's identity."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import pydicom.config
+import structlog
+from pynetdicom import _config as pynetdicom_config
+
+FORBIDDEN = frozenset({"patient_name", "patient_id", "patient_birth_date", "accession_number"})
+
+
+def configure(*, verbose: bool = False) -> None:
+    """Set up logging for a process: readable lines on a terminal, JSON otherwise, on standard error."""
+    level = logging.DEBUG if verbose else logging.INFO
+    terminal = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=not terminal),
+            _without_identity,
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    _silence_libraries()
+
+
+def _silence_libraries() -> None:
+    """Keep the DICOM libraries from logging what they read: their messages quote values."""
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)
+    pynetdicom_config.LOG_HANDLER_LEVEL = "none"
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    for module in ("pydicom", "pynetdicom", "highdicom"):
+        warnings.filterwarnings("ignore", module=module)
+
+
+def _without_identity(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for key in FORBIDDEN & event.keys():
+        event[key] = "[withheld]"
+    return event

@@ -1,0 +1,181 @@
+"""The standard's tables: SOP classes, transfer syntaxes and statuses that the node accepts, proposes and answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+VERIFICATION = "1.2.840.10008.1.1"
+
+
+class Use(StrEnum):
+    """What the node does with instances of a SOP class."""
+
+    IMAGE = "image"  # one image of a series: completeness is a question of count and position
+    WHOLE = "whole"  # complete by itself: projection, multi-frame
+    KEPT = "kept"  # stored so that no sender is refused; never an input
+
+
+@dataclass(frozen=True, slots=True)
+class SopClass:
+    """One Storage SOP Class that the SCP accepts (PS3.4 Table B.5-1)."""
+
+    uid: str
+    name: str
+    use: Use
+
+
+_S = "1.2.840.10008.5.1.4.1.1."
+STORAGE_SOP_CLASSES: tuple[SopClass, ...] = (
+    SopClass(_S + "2", "CT Image", Use.IMAGE),
+    SopClass(_S + "2.1", "Enhanced CT Image", Use.WHOLE),
+    SopClass(_S + "2.2", "Legacy Converted Enhanced CT Image", Use.WHOLE),
+    SopClass(_S + "4", "MR Image", Use.IMAGE),
+    SopClass(_S + "4.1", "Enhanced MR Image", Use.WHOLE),
+    SopClass(_S + "4.3", "Enhanced MR Color Image", Use.WHOLE),
+    SopClass(_S + "4.4", "Legacy Converted Enhanced MR Image", Use.WHOLE),
+    SopClass(_S + "128", "Positron Emission Tomography Image", Use.IMAGE),
+    SopClass(_S + "130", "Enhanced PET Image", Use.WHOLE),
+    SopClass(_S + "128.1", "Legacy Converted Enhanced PET Image", Use.WHOLE),
+    SopClass(_S + "20", "Nuclear Medicine Image", Use.WHOLE),
+    SopClass(_S + "1", "Computed Radiography Image", Use.WHOLE),
+    SopClass(_S + "1.1", "Digital X-Ray Image - For Presentation", Use.WHOLE),
+    SopClass(_S + "1.1.1", "Digital X-Ray Image - For Processing", Use.WHOLE),
+    SopClass(_S + "1.2", "Digital Mammography X-Ray Image - For Presentation", Use.WHOLE),
+    SopClass(_S + "1.2.1", "Digital Mammography X-Ray Image - For Processing", Use.WHOLE),
+    SopClass(_S + "1.3", "Digital Intra-Oral X-Ray Image - For Presentation", Use.WHOLE),
+    SopClass(_S + "1.3.1", "Digital Intra-Oral X-Ray Image - For Processing", Use.WHOLE),
+    SopClass(_S + "13.1.3", "Breast Tomosynthesis Image", Use.WHOLE),
+    SopClass(_S + "13.1.4", "Breast Projection X-Ray Image - For Presentation", Use.WHOLE),
+    SopClass(_S + "13.1.5", "Breast Projection X-Ray Image - For Processing", Use.WHOLE),
+    SopClass(_S + "6.1", "Ultrasound Image", Use.WHOLE),
+    SopClass(_S + "3.1", "Ultrasound Multi-frame Image", Use.WHOLE),
+    SopClass(_S + "6.2", "Enhanced US Volume", Use.WHOLE),
+    SopClass(_S + "6", "Ultrasound Image (retired)", Use.WHOLE),
+    SopClass(_S + "3", "Ultrasound Multi-frame Image (retired)", Use.WHOLE),
+    SopClass(_S + "12.1", "X-Ray Angiographic Image", Use.WHOLE),
+    SopClass(_S + "12.1.1", "Enhanced XA Image", Use.WHOLE),
+    SopClass(_S + "12.2", "X-Ray Radiofluoroscopic Image", Use.WHOLE),
+    SopClass(_S + "12.2.1", "Enhanced XRF Image", Use.WHOLE),
+    SopClass(_S + "13.1.1", "X-Ray 3D Angiographic Image", Use.WHOLE),
+    SopClass(_S + "13.1.2", "X-Ray 3D Craniofacial Image", Use.WHOLE),
+    SopClass(_S + "7", "Secondary Capture Image", Use.WHOLE),
+    SopClass(_S + "7.1", "Multi-frame Single Bit Secondary Capture Image", Use.WHOLE),
+    SopClass(_S + "7.2", "Multi-frame Grayscale Byte Secondary Capture Image", Use.WHOLE),
+    SopClass(_S + "7.3", "Multi-frame Grayscale Word Secondary Capture Image", Use.WHOLE),
+    SopClass(_S + "7.4", "Multi-frame True Color Secondary Capture Image", Use.WHOLE),
+    SopClass(_S + "77.1.5.1", "Ophthalmic Photography 8 Bit Image", Use.WHOLE),
+    SopClass(_S + "77.1.5.4", "Ophthalmic Tomography Image", Use.WHOLE),
+    SopClass(_S + "66.4", "Segmentation", Use.KEPT),
+    SopClass(_S + "66.7", "Label Map Segmentation", Use.KEPT),
+    SopClass(_S + "30", "Parametric Map", Use.KEPT),
+    SopClass(_S + "88.11", "Basic Text SR", Use.KEPT),
+    SopClass(_S + "88.22", "Enhanced SR", Use.KEPT),
+    SopClass(_S + "88.33", "Comprehensive SR", Use.KEPT),
+    SopClass(_S + "88.34", "Comprehensive 3D SR", Use.KEPT),
+    SopClass(_S + "88.50", "Mammography CAD SR", Use.KEPT),
+    SopClass(_S + "88.65", "Chest CAD SR", Use.KEPT),
+    SopClass(_S + "88.67", "X-Ray Radiation Dose SR", Use.KEPT),
+    SopClass(_S + "88.59", "Key Object Selection Document", Use.KEPT),
+    SopClass(_S + "11.1", "Grayscale Softcopy Presentation State", Use.KEPT),
+    SopClass(_S + "11.2", "Color Softcopy Presentation State", Use.KEPT),
+    SopClass(_S + "104.1", "Encapsulated PDF", Use.KEPT),
+    SopClass(_S + "66", "Raw Data", Use.KEPT),
+    SopClass(_S + "481.3", "RT Structure Set", Use.KEPT),
+)
+
+STORAGE_BY_UID = {sop_class.uid: sop_class for sop_class in STORAGE_SOP_CLASSES}
+
+TRANSFER_SYNTAXES: tuple[str, ...] = tuple(str(uid) for uid in AllTransferSyntaxes)
+"""Accepted for every Storage SOP Class; the bytes are kept in the one that the sender put first."""
+
+RESULT_TRANSFER_SYNTAXES: tuple[str, ...] = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+"""Proposed for every result object, in this order."""
+
+
+class Status(IntEnum):
+    """DIMSE statuses that the node answers to C-STORE (PS3.4 B.2.3, PS3.7 C)."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    OUT_OF_RESOURCES = 0xA700
+    DATA_SET_DOES_NOT_MATCH_SOP_CLASS = 0xA900
+    CANNOT_UNDERSTAND = 0xC000
+
+
+class Verdict(StrEnum):
+    """What a status that a peer answers to our C-STORE means for the job."""
+
+    STORED = "stored"
+    AGAIN = "again"
+    NEVER = "never"
+
+
+_VERDICTS: tuple[tuple[int, int, Verdict], ...] = (
+    (0x0000, 0x0000, Verdict.STORED),
+    (0xB000, 0xB000, Verdict.STORED),  # coercion of data elements
+    (0xB006, 0xB007, Verdict.STORED),  # elements discarded; data set does not match SOP class (warning)
+    (0x0001, 0x0001, Verdict.STORED),
+    (0x0107, 0x0107, Verdict.STORED),
+    (0x0116, 0x0116, Verdict.STORED),
+    (0x0111, 0x0111, Verdict.STORED),  # duplicate SOP instance: it has it
+    (0x0110, 0x0110, Verdict.AGAIN),  # processing failure
+    (0x0210, 0x0213, Verdict.AGAIN),  # duplicate invocation .. resource limitation
+    (0xA700, 0xA7FF, Verdict.AGAIN),  # out of resources
+)
+
+
+def verdict(status: int) -> Verdict:
+    """Return what the C-STORE response `status` means; a status in no row of the table is NEVER."""
+    for first, last, meaning in _VERDICTS:
+        if first <= status <= last:
+            return meaning
+    return Verdict.NEVER
+
+
+class Rejection(StrEnum):
+    """Why an association is rejected; the value is the event's name for it."""
+
+    CALLING_AE_TITLE = "calling AE title not recognised"
+    CALLED_AE_TITLE = "called AE title not recognised"
+    LOCAL_LIMIT = "local limit of associations reached"
+    PEER_LIMIT = "limit of associations for this peer reached"
+    STOPPING = "the node is stopping"
+
+
+A_ASSOCIATE_RJ: dict[Rejection, tuple[int, int, int]] = {
+    # (result, source, reason) of PS3.8 Table 9-21; limits are transient, so that senders try again
+    Rejection.CALLING_AE_TITLE: (1, 1, 3),
+    Rejection.CALLED_AE_TITLE: (1, 1, 7),
+    Rejection.LOCAL_LIMIT: (2, 3, 2),
+    Rejection.PEER_LIMIT: (2, 3, 2),
+    Rejection.STOPPING: (2, 3, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who may associate, and how many at once; an empty list of calling AE titles admits everyone."""
+
+    ae_title: str
+    check_called_ae_title: bool
+    calling_ae_titles: frozenset[str]
+    maximum_associations: int
+    maximum_associations_per_peer: int
+
+    def judge(
+        self, *, called_ae_title: str, calling_ae_title: str, open_in_all: int, open_of_peer: int
+    ) -> Rejection | None:
+        """Return why to reject an association, or None; the counts are those of the others already open."""
+        if self.check_called_ae_title and called_ae_title.strip() != self.ae_title:
+            return Rejection.CALLED_AE_TITLE
+        if self.calling_ae_titles and calling_ae_title.strip() not in self.calling_ae_titles:
+            return Rejection.CALLING_AE_TITLE
+        if open_in_all >= self.maximum_associations:
+            return Rejection.LOCAL_LIMIT
+        if open_of_peer >= self.maximum_associations_per_peer:
+            return Rejection.PEER_LIMIT
+        return None
