@@ -31,6 +31,14 @@ class OpenSeries:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What the ledger knows of a SOP Instance UID that comes again."""
+
+    sha256: str
+    series_is_open: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StoredInstance:
     """One instance of a series, as the ledger has it."""
 
@@ -48,11 +56,21 @@ class Arrivals:
         """Use `database`."""
         self._database = database
 
-    def digest_of(self, sop_instance_uid: str) -> str | None:
-        """Return the SHA-256 of the instance that is held, or None."""
+    def held(self, sop_instance_uid: str) -> Held | None:
+        """Return what is held under a SOP Instance UID, or None."""
+        query = (
+            select(instance.c.sha256, (series.c.complete_revision < series.c.revision).label("is_open"))
+            .join_from(instance, series)
+            .where(instance.c.sop_instance_uid == sop_instance_uid)
+        )
         with self._database.reading() as connection:
-            query = select(instance.c.sha256).where(instance.c.sop_instance_uid == sop_instance_uid)
-            return connection.execute(query).scalar()
+            row = connection.execute(query).one_or_none()
+            return None if row is None else Held(row.sha256, bool(row.is_open))
+
+    def hold(self, series_instance_uid: str, association: AssociationIdentity, *, node_id: str) -> None:
+        """Let an association hold a series open, though what it sends is here already: its release is evidence."""
+        with self._database.writing() as connection:
+            self._hold(connection, series_instance_uid, association, node_id)
 
     def record(self, received: Instance, association: AssociationIdentity, *, node_id: str, now: float) -> None:
         """Record one instance; the first opens its series, one that comes after completion reopens it."""
@@ -84,15 +102,7 @@ class Arrivals:
                     released=False,
                 )
             )
-            connection.execute(
-                self._database.insert(holding)
-                .values(
-                    association_id=association.association_id,
-                    series_instance_uid=header.series_instance_uid,
-                    node_id=node_id,
-                )
-                .on_conflict_do_nothing()
-            )
+            self._hold(connection, header.series_instance_uid, association, node_id)
 
     def _open_series(
         self, connection: Connection, received: Instance, association: AssociationIdentity, now: float
@@ -126,6 +136,16 @@ class Arrivals:
             return int(revision)
         write_event(connection, "series.reopened", now, subject, revision=revision + 1)
         return int(revision) + 1
+
+    def _hold(
+        self, connection: Connection, series_instance_uid: str, association: AssociationIdentity, node_id: str
+    ) -> None:
+        values = {
+            "association_id": association.association_id,
+            "series_instance_uid": series_instance_uid,
+            "node_id": node_id,
+        }
+        connection.execute(self._database.insert(holding).values(values).on_conflict_do_nothing())
 
     def association_ended(self, association_id: str, *, released: bool, now: float) -> None:
         """Let go of every series that the association held; `released` says that it ended as it should."""

@@ -39,6 +39,7 @@ class Job:
     reason: str | None
     detail: str | None
     created_at: float
+    wanted_since: float
     started_at: float | None
     ended_at: float | None
 
@@ -125,7 +126,8 @@ class Jobs:
         """Insert a queued job and its event; None where the key exists: the same work is one job."""
         statement = (
             self._database.insert(job)
-            .values(state=State.QUEUED, attempts=0, not_before=now, progress=0.0, created_at=now, **values)
+            .values(state=State.QUEUED, attempts=0, progress=0.0, **values)
+            .values(not_before=now, created_at=now, wanted_since=now)
             .on_conflict_do_nothing(index_elements=["key"])
             .returning(job.c.job_id)
         )
@@ -230,15 +232,21 @@ class Jobs:
         reason: str | None = None,
         detail: str | None = None,
         not_before: float | None = None,
+        **fields: Any,
     ) -> None:
-        """Record how an attempt ended; raise LostLease where the job is no longer this worker's."""
+        """Record how an attempt ended, with `fields` for its event; raise LostLease where the job is not ours."""
         with self._database.writing() as connection:
             self._own(connection, held)
-            _move(connection, held.job_id, happening, now, reason=reason, detail=detail, not_before=not_before)
+            _move(
+                connection, held.job_id, happening, now, reason=reason, detail=detail, not_before=not_before, **fields
+            )
 
-    def inferred(self, held: Job, results: Sequence[StoredResult], *, now: float) -> list[int]:
-        """Record the results, the deliveries they ask for and that the job is done, in one transaction.
+    def inferred(
+        self, held: Job, results: Sequence[StoredResult], *, now: float, seconds: Mapping[str, float]
+    ) -> list[int]:
+        """Record results, the deliveries they ask for and that the job is done, in one transaction.
 
+        `seconds` is how long each stage took.
         Where the series has moved on meanwhile, nothing but the cancellation is recorded: the job for the
         later revision will speak. Returns the deliveries' numbers.
         """
@@ -254,7 +262,7 @@ class Jobs:
                 connection.execute(
                     result.insert().values(job_id=held.job_id, created_at=now, **{n: getattr(made, n) for n in _RESULT})
                 )
-            _move(connection, held.job_id, Happening.FINISHED, now, detail=f"{len(results)} results")
+            _move(connection, held.job_id, Happening.FINISHED, now, results=len(results), seconds=dict(seconds))
             deliveries = [self._make_delivery(connection, held, peer, now) for peer in held.send_to if results]
             return [number for number in deliveries if number is not None]
 
@@ -280,7 +288,7 @@ class Jobs:
             if found.state not in REQUEUEABLE[found.kind]:
                 raise IllegalTransition(f"job {job_id} is {found.state}: a {found.kind} job cannot be requeued then")
             _move(connection, job_id, Happening.REQUEUED, now, not_before=now)
-            connection.execute(update(job).where(job.c.job_id == job_id).values(attempts=0, hinted_at=None))
+            connection.execute(update(job).where(job.c.job_id == job_id).values(attempts=0, wanted_since=now))
             return _read(connection, job_id)
 
     def _own(self, connection: Connection, held: Job) -> None:
@@ -364,6 +372,7 @@ def _move(
     reason: str | None = None,
     detail: str | None = None,
     not_before: float | None = None,
+    **fields: Any,
 ) -> State:
     """Move a job along the table and write the event; the only statement that changes a state but the claim."""
     before = _read(connection, job_id)
@@ -376,7 +385,7 @@ def _move(
     allowed = sources(happening)
     connection.execute(update(job).where((job.c.job_id == job_id) & job.c.state.in_(allowed)).values(**values))
     subject = Subject(before.study_instance_uid, before.series_instance_uid)
-    fields = {key: value for key, value in (("reason", reason), ("detail", detail)) if value}
+    fields |= {key: value for key, value in (("reason", reason), ("detail", detail)) if value}
     if after is State.QUEUED and not_before and not_before > now:
         fields["retry_in"] = f"{not_before - now:.0f} s"
     write_event(connection, f"job.{happening}", now, subject, job_id=job_id, **fields)

@@ -96,6 +96,7 @@ job = Table(
     Column("reason", String(64)),
     Column("detail", Text),
     Column("created_at", Double, nullable=False),
+    Column("wanted_since", Double, nullable=False),  # made, or last requeued by the operator
     Column("started_at", Double),
     Column("ended_at", Double),
     Index("ix_job_due", "state", "not_before"),

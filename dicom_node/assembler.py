@@ -1,0 +1,109 @@
+"""The loop that finds series complete and turns them into jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from dicom_node.assembly import Decision, Evidence, decide
+from dicom_node.attributes import read_attributes
+from dicom_node.catalogue import ModelFolder
+from dicom_node.config import CompletionTable
+from dicom_node.errors import InputRefused
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.arrivals import OpenSeries, StoredInstance
+from dicom_node.routing import Order, Route, match
+from dicom_node.services import STORAGE_BY_UID, Use
+from dicom_node.spool import Spool
+
+log = structlog.get_logger()
+
+
+class Assembler:
+    """Looks at every open series, decides by evidence, orders by route."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        spool: Spool,
+        *,
+        completion: CompletionTable,
+        routes: Sequence[Route],
+        catalogue: Mapping[str, ModelFolder],
+    ) -> None:
+        """Read facts from `ledger` and one header of each complete series from `spool`."""
+        self._ledger = ledger
+        self._spool = spool
+        self._completion = completion
+        self._routes = routes
+        self._catalogue = catalogue
+
+    def tick(self, *, now: float) -> int:
+        """Complete every series that is; return how many jobs were made."""
+        earliest = now - min(self._completion.settle, self._completion.quiet)
+        candidates = [
+            series
+            for series in self._ledger.arrivals.open_series()
+            if not series.held_open and series.last_activity <= earliest
+        ]
+        return sum(self._consider(series, now) for series in candidates)
+
+    def _consider(self, series: OpenSeries, now: float) -> int:
+        instances = self._ledger.arrivals.instances_of(series.series_instance_uid)
+        decision = decide(
+            evidence_of(series, instances), now=now, settle=self._completion.settle, quiet=self._completion.quiet
+        )
+        return self._complete(series, instances, decision, now) if decision.complete else 0
+
+    def _complete(self, series: OpenSeries, instances: Sequence[StoredInstance], decision: Decision, now: float) -> int:
+        orders = self._orders(series, instances)
+        made = self._ledger.jobs.complete(
+            series.series_instance_uid,
+            revision=series.revision,
+            last_activity=series.last_activity,
+            reason=decision.reason,
+            orders=[(order, self._catalogue[order.model].digest) for order in orders],
+            now=now,
+        )
+        if made is None:
+            return 0
+        log.info(
+            "series.complete",
+            series_instance_uid=series.series_instance_uid,
+            revision=series.revision,
+            reason=decision.reason,
+            jobs=made,
+            models=[order.model for order in orders],
+        )
+        return len(made)
+
+    def _orders(self, series: OpenSeries, instances: Sequence[StoredInstance]) -> tuple[Order, ...]:
+        """Return what to run; nothing on the node's own results nor on objects that are no images."""
+        images = [instance for instance in instances if _use(instance) is not Use.KEPT]
+        if series.is_own_result or not images:
+            return ()
+        try:
+            attributes = read_attributes(self._spool.absolute(images[0].path), series.calling_ae_title)
+        except InputRefused as error:
+            log.error("series.unreadable", series_instance_uid=series.series_instance_uid, reason=str(error))
+            return ()
+        return match(self._routes, attributes)
+
+
+def evidence_of(series: OpenSeries, instances: Sequence[StoredInstance]) -> Evidence:
+    """Return what the ledger knows about the completeness of a series."""
+    return Evidence(
+        received=len(instances),
+        announced=series.announced,
+        whole=all(_use(instance) is not Use.IMAGE for instance in instances),
+        places=[instance.place for instance in instances if instance.place is not None],
+        held_open=series.held_open,
+        released=series.released,
+        last_activity=series.last_activity,
+    )
+
+
+def _use(instance: StoredInstance) -> Use:
+    known = STORAGE_BY_UID.get(instance.sop_class_uid)
+    return known.use if known else Use.KEPT

@@ -1,0 +1,115 @@
+"""Ask what is going on, and what happened."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated, Any
+
+import typer
+
+from dicom_node.cli.console import (
+    JsonOption,
+    SettingsOption,
+    ago,
+    clock,
+    console,
+    existing_ledger,
+    megabytes,
+    print_json,
+    settings_from,
+    table,
+)
+from dicom_node.errors import SettingsError
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.history import Row
+from dicom_node.lifecycle import State
+
+
+def status(
+    settings: SettingsOption = None,
+    limit: Annotated[int, typer.Option(help="How many jobs to show.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was received, what is queued, running and done, and what needs a look.
+
+    Exits with 1 where a job has failed.
+    """
+    loaded = settings_from(settings)
+    ledger = existing_ledger(loaded)
+    counts = ledger.history.counts()
+    jobs = ledger.history.recent_jobs(limit=limit)
+    free = shutil.disk_usage(loaded.node.storage).free
+    failed = any(State.FAILED in states for states in counts["jobs"].values())
+    if as_json:
+        print_json({**counts, "free_bytes": free, "recent_jobs": jobs})
+    else:
+        _show_status(counts, jobs, free)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _show_status(counts: Row, jobs: list[Row], free: int) -> None:
+    console.print(
+        f"received {counts['instances']} instances in {counts['series']} series, {megabytes(counts['bytes'])}; "
+        f"free {megabytes(free)}\n"
+    )
+    states = [state.value for state in State]
+    rows = [
+        [kind, *(number.get(state, "") for state in states)] for kind, number in sorted(counts["jobs"].items())
+    ]
+    console.print(table("Jobs", ["kind", *(f"{state} #" for state in states)], rows))
+    console.print()
+    columns = ["job #", "what", "state", "progress #", "attempt #", "since", "study", "why"]
+    console.print(table("Latest", columns, [_job_row(row) for row in jobs]))
+
+
+def _job_row(row: Row) -> list[Any]:
+    what = f"{row['model']} to {row['peer']}" if row["peer"] else f"{row['model']} revision {row['revision']}"
+    moment = row["ended_at"] or row["started_at"] or row["created_at"]
+    progress = f"{row['progress']:.0%}" if row["state"] == State.RUNNING else ""
+    why = ": ".join(part for part in (row["reason"], row["detail"]) if part)
+    study = row["study_instance_uid"]
+    return [row["job_id"], what, row["state"], progress, row["attempts"], ago(moment), study, why]
+
+
+def history(
+    what: Annotated[str | None, typer.Argument(help="Study or Series Instance UID, or the number of a job.")] = None,
+    settings: SettingsOption = None,
+    limit: Annotated[int, typer.Option(help="How many events, where no study is named.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell the story of a study, a series or a job: every event, in order, with reasons and times."""
+    ledger = existing_ledger(settings_from(settings))
+    events = _events(ledger, what, limit)
+    if what and not events:
+        raise SettingsError(f"nothing is known of {what}")
+    about = what if what and not what.isdigit() else None
+    jobs = ledger.history.jobs_of(about) if about else []
+    results = ledger.history.results_of(about) if about else []
+    if as_json:
+        print_json({"events": events, "jobs": jobs, "results": results})
+        return
+    console.print(table("Events", ["at", "event", "job #", "details"], [_event_row(row) for row in events]))
+    if results:
+        console.print()
+        columns = ["job #", "kind", "model", "revision #", "SOP Instance UID", "file"]
+        rows = [
+            [r["job_id"], r["kind"], r["model"], r["revision"], r["sop_instance_uid"], r["path"]] for r in results
+        ]
+        console.print(table("Results", columns, rows))
+
+
+def _events(ledger: Ledger, what: str | None, limit: int) -> list[Row]:
+    if what is None:
+        return ledger.history.recent_events(limit=limit)
+    return ledger.history.events_of_job(int(what)) if what.isdigit() else ledger.history.events_of(what)
+
+
+def _event_row(row: Row) -> list[Any]:
+    details = ", ".join(f"{key} {_plain(value)}" for key, value in row["fields"].items())
+    return [clock(row["at"]), row["name"], row["job_id"], details]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {item}" for key, item in value.items()) + ")"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,88 @@
+"""Due jobs become messages. A message is a job's number, a hint and nothing more: it may be lost or doubled."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import redis
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from dicom_node.broker import broker_url, connect
+from dicom_node.config import Settings
+from dicom_node.errors import BrokerUnavailable
+from dicom_node.ledger import Ledger
+from dicom_node.lifecycle import Kind
+
+log = structlog.get_logger()
+
+RUN = "dicom_node.run"
+"""The name of the one Celery task; with the ledger, all that node and workers share."""
+
+QUEUES: dict[Kind, str] = {Kind.INFER: "infer", Kind.DELIVER: "deliver"}
+"""A queue for each kind of work, so that a PACS that hangs never holds up a model."""
+
+_DEPTH = 32  # messages that may wait in a queue; more would only grow stale
+
+
+class Dispatcher:
+    """Sends a message for each job that is due, as long as the queues are short."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        """Read jobs from `ledger`; send to the broker that `settings` names."""
+        self._ledger = ledger
+        self._jobs = settings.jobs
+        self._redis = connect(settings)
+        self._celery = Celery("dicom_node", broker=broker_url(settings), set_as_current=False)
+        self._celery.conf.update(broker_transport_options={"socket_connect_timeout": 3, "socket_timeout": 3})
+        self._reachable = True
+
+    def sweep(self, *, now: float) -> int:
+        """Recover abandoned jobs, then send what is due; return how many messages went out.
+
+        A broker that does not answer is logged once, and costs nothing but time: the jobs stay queued.
+        """
+        recovered = self._ledger.jobs.recover(maximum_attempts=self._jobs.maximum_attempts, now=now)
+        if recovered:
+            log.warning("jobs.recovered", number=recovered, reason="their workers' leases ran out")
+        due = self._ledger.jobs.due(now=now, hint_again=self._jobs.hint_again, limit=2 * _DEPTH)
+        if not due:
+            return 0
+        try:
+            sent = self._send(due)
+        except BrokerUnavailable as error:
+            self._note_reachable(False, str(error))
+            return 0
+        self._note_reachable(True)
+        if sent:
+            self._ledger.jobs.hinted(sent, now=now)
+        return len(sent)
+
+    def _send(self, due: list[tuple[int, Kind]]) -> list[int]:
+        room: dict[Kind, int] = defaultdict(int)
+        sent: list[int] = []
+        try:
+            for kind, queue in QUEUES.items():
+                room[kind] = _DEPTH - int(self._redis.llen(queue))
+            for number, kind in due:
+                if room[kind] > 0:
+                    self._celery.send_task(RUN, args=[number], queue=QUEUES[kind], retry=False)
+                    room[kind] -= 1
+                    sent.append(number)
+        except (redis.RedisError, OperationalError, OSError) as error:
+            raise BrokerUnavailable(f"The broker does not answer: {type(error).__name__}") from error
+        return sent
+
+    def _note_reachable(self, reachable: bool, reason: str = "") -> None:
+        if reachable != self._reachable:
+            self._reachable = reachable
+            if reachable:
+                log.info("broker.reachable")
+            else:
+                log.error("broker.unreachable", reason=reason)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+        self._celery.close()

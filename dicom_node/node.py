@@ -1,0 +1,134 @@
+"""The composition: settings in, a running node out; every part gets what it needs and knows no other."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from dicom_node.assembler import Assembler
+from dicom_node.broker import prepare_embedded, wait_until_ready
+from dicom_node.config import Settings
+from dicom_node.dispatch import QUEUES, Dispatcher
+from dicom_node.errors import Unavailable
+from dicom_node.intake import Intake
+from dicom_node.ledger import Ledger
+from dicom_node.scp import Scp
+from dicom_node.spool import Spool
+from dicom_node.supervision import Child
+
+log = structlog.get_logger()
+
+_WORKER_GRACE = 20.0  # seconds that a worker may take to finish its job when the node stops
+_MEGABYTE = 1024 * 1024
+
+
+class Node:
+    """Everything that runs in the node's own process, and the children it keeps."""
+
+    def __init__(self, settings: Settings, *, settings_path: Path | None = None) -> None:
+        """Open spool and ledger; nothing listens yet."""
+        self._settings = settings
+        self._settings_path = settings_path
+        self.node_id = f"{socket.gethostname()}:{settings.node.ae_title}:{settings.node.port}"
+        self._spool = Spool(settings.node.storage, minimum_free=settings.receive.minimum_free_megabytes * _MEGABYTE)
+        self.ledger = Ledger(settings.ledger_url, migrate=True)
+        self._scp = Scp(settings, self.ledger, Intake(self.ledger, self._spool, node_id=self.node_id))
+        self._assembler = Assembler(
+            self.ledger,
+            self._spool,
+            completion=settings.completion,
+            routes=settings.routes,
+            catalogue=settings.catalogue(),
+        )
+        self._dispatcher = Dispatcher(settings, self.ledger)
+        self._children: list[Child] = []
+        self._stop = threading.Event()
+        self._healthy = True
+
+    def start(self) -> int:
+        """Make good what an earlier life left, start the children, listen; return the port."""
+        leftovers = self._spool.sweep_incoming()
+        if leftovers:
+            log.info("spool.swept", temporary_files=leftovers)
+        self.ledger.arrivals.forget_associations_of(self.node_id)
+        if not self._settings.node.broker:
+            self._start_children()
+        return self._scp.start()
+
+    def run(self) -> None:
+        """Assemble and dispatch until `stop` is called."""
+        while not self._stop.wait(self._settings.jobs.sweep):
+            self.tick(now=time.time())
+
+    def tick(self, *, now: float) -> None:
+        """Do everything that is due, once; a ledger that is away costs this round and nothing else."""
+        for child in self._children:
+            child.watch()
+        self._scp.reap()
+        try:
+            self._assembler.tick(now=now)
+            self._dispatcher.sweep(now=now)
+        except Unavailable as error:
+            if self._healthy:
+                log.error("node.waiting", reason=str(error))
+            self._healthy = False
+        except Exception as error:  # one series or job that breaks the loop must not stop the node
+            log.exception("node.defect", error=type(error).__name__)
+        else:
+            self._healthy = True
+
+    def ask_to_stop(self) -> None:
+        """Make `run` return; safe to call from a signal handler."""
+        self._stop.set()
+
+    def stop(self) -> None:
+        """Finish the instances in flight and the jobs that run, then end everything."""
+        self._scp.stop()
+        for child in reversed(self._children):
+            child.ask_to_stop()
+            child.stop(grace=_WORKER_GRACE)
+        self._dispatcher.close()
+        self.ledger.close()
+
+    # -- children -------------------------------------------------------------------------------------------
+
+    def _start_children(self) -> None:
+        """Start the embedded broker, then one worker for each kind of work."""
+        self._abandon_workers("")
+        broker = Child("broker", lambda: prepare_embedded(self._settings))
+        wait_until_ready(self._settings, broker.start())
+        self._children = [broker, *(self._worker(queue) for queue in QUEUES.values())]
+        for worker in self._children[1:]:
+            worker.start()
+
+    def _worker(self, queue: str) -> Child:
+        def died(pid: int) -> None:
+            self._abandon_workers(f"{queue}:{pid}")
+
+        return Child(f"worker {queue}", lambda: self._worker_command(queue), on_death=died)
+
+    def _worker_command(self, queue: str) -> Sequence[str]:
+        command = [sys.executable, "-m", "workers", "--queue", queue, "--parent", str(os.getpid())]
+        command += ["--name", f"{self.node_id}#{queue}"]
+        if self._settings_path is not None:
+            command += ["--settings", str(self._settings_path)]
+        return command
+
+    def _abandon_workers(self, which: str) -> None:
+        """Put back at once what a dead worker of ours held; where the ledger is away, its lease will do it."""
+        try:
+            number = self.ledger.jobs.abandon_worker(
+                f"{self.node_id}#{which}", maximum_attempts=self._settings.jobs.maximum_attempts, now=time.time()
+            )
+        except Unavailable as error:
+            log.error("jobs.not_recovered", reason=str(error))
+            return
+        if number:
+            log.warning("jobs.recovered", number=number, reason="their worker died")

@@ -1,0 +1,265 @@
+"""The listening side: Verification and Storage SCP. Every handler hands over at once; nothing here decides."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from pydicom import Dataset
+from pydicom.uid import UID
+from pynetdicom import AE, _config, evt
+
+from dicom_node.config import Settings
+from dicom_node.entities import AssociationIdentity
+from dicom_node.errors import InvalidInstance, Unavailable
+from dicom_node.intake import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Intake, Outcome
+from dicom_node.ledger import Ledger
+from dicom_node.services import A_ASSOCIATE_RJ, STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION, Rejection, Status
+
+log = structlog.get_logger()
+
+_ERROR_COMMENT = 64  # characters in a VR of LO
+
+
+@dataclass(slots=True)
+class _Open:
+    """An association that is open, and what it has sent so far."""
+
+    identity: AssociationIdentity
+    association: Any
+    started: float
+    released: bool = False
+    touched: bool = False
+    outcomes: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+
+
+class Scp:
+    """The node's own application entity."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, intake: Intake) -> None:
+        """Prepare to listen; `start` does."""
+        self._settings = settings
+        self._ledger = ledger
+        self._intake = intake
+        self._admission = settings.admission
+        self._open: dict[Any, _Open] = {}
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._stopping = False
+        self._server: Any = None
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    def start(self) -> int:
+        """Listen; return the port."""
+        receive, node = self._settings.receive, self._settings.node
+        _config.UNRESTRICTED_STORAGE_SERVICE = receive.keep_private_sop_classes
+        entity = AE(ae_title=node.ae_title)
+        entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        entity.maximum_pdu_size = receive.maximum_pdu_length
+        entity.network_timeout = receive.network_timeout
+        entity.maximum_associations = receive.maximum_associations + 100  # ours is asked first, and says why
+        entity.add_supported_context(VERIFICATION)
+        for sop_class in STORAGE_SOP_CLASSES:
+            entity.add_supported_context(sop_class.uid, list(TRANSFER_SYNTAXES))
+        self._server = entity.start_server((node.host, node.port), block=False, evt_handlers=self._handlers())
+        return int(self._server.socket.getsockname()[1])
+
+    def stop(self, *, grace: float = 10.0) -> None:
+        """Stop listening, finish the instances in flight, then end what is still open."""
+        self._stopping = True
+        if self._server is None:
+            return
+        deadline = time.monotonic() + grace
+        while self._in_flight and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.1)  # the response to the last instance leaves after its handler has returned
+        for opened in self._listed():
+            opened.association.abort()
+        self._server.shutdown()
+        self.reap(everything=True)
+
+    def reap(self, *, everything: bool = False) -> None:
+        """End the record of associations whose thread is gone without a word."""
+        for opened in self._listed():
+            if everything or not opened.association.is_alive():
+                self._ended(opened.association)
+
+    def _handlers(self) -> list[Any]:
+        return [
+            (evt.EVT_CONN_OPEN, _send_at_once),
+            (evt.EVT_REQUESTED, self._on_requested),
+            (evt.EVT_ACCEPTED, self._on_accepted),
+            (evt.EVT_C_ECHO, lambda event: Status.SUCCESS),
+            (evt.EVT_C_STORE, self._on_c_store),
+            (evt.EVT_RELEASED, self._on_released),
+            (evt.EVT_ABORTED, lambda event: self._ended(event.assoc)),
+            (evt.EVT_CONN_CLOSE, lambda event: self._ended(event.assoc)),
+        ]
+
+    # -- associations ---------------------------------------------------------------------------------------
+
+    def _on_requested(self, event: Any) -> None:
+        requestor = event.assoc.requestor
+        identity = AssociationIdentity(
+            association_id=uuid.uuid4().hex,
+            calling_ae_title=str(requestor.primitive.calling_ae_title).strip(),
+            called_ae_title=str(requestor.primitive.called_ae_title).strip(),
+            address=str(requestor.address),
+        )
+        rejection = self._admit(event.assoc, identity)
+        if rejection is None:
+            return
+        self._note_rejection(identity, rejection)
+        event.assoc.acse.send_reject(*A_ASSOCIATE_RJ[rejection])
+        event.assoc.is_rejected = True
+        event.assoc.kill()
+
+    def _admit(self, association: Any, identity: AssociationIdentity) -> Rejection | None:
+        """Judge and, in the same breath, count: two requests at once cannot both take the last place."""
+        with self._lock:
+            if self._stopping:
+                return Rejection.STOPPING
+            same = sum(o.identity.calling_ae_title == identity.calling_ae_title for o in self._open.values())
+            rejection = self._admission.judge(
+                called_ae_title=identity.called_ae_title,
+                calling_ae_title=identity.calling_ae_title,
+                open_in_all=len(self._open),
+                open_of_peer=same,
+            )
+            if rejection is None:
+                self._open[association] = _Open(identity, association, time.monotonic())
+            return rejection
+
+    def _note_rejection(self, identity: AssociationIdentity, rejection: Rejection) -> None:
+        fields = {"calling_ae_title": identity.calling_ae_title, "called_ae_title": identity.called_ae_title}
+        log.warning("association.rejected", reason=rejection.value, address=identity.address, **fields)
+        self._note("association.rejected", reason=rejection.value, address=identity.address, **fields)
+
+    def _on_accepted(self, event: Any) -> None:
+        """Tell the operator what was refused: a scanner that cannot send one object often gives up the study."""
+        refused = [UID(context.abstract_syntax).name for context in event.assoc.rejected_contexts]
+        opened = self._open.get(event.assoc)
+        if not refused or opened is None:
+            return
+        fields = {"calling_ae_title": opened.identity.calling_ae_title, "sop_classes": sorted(set(refused))}
+        log.warning("presentation_context.refused", **fields)
+        self._note("presentation_context.refused", **fields)
+
+    def _on_released(self, event: Any) -> None:
+        opened = self._open.get(event.assoc)
+        if opened is not None:
+            opened.released = True
+        self._ended(event.assoc)
+
+    def _ended(self, association: Any) -> None:
+        """Close the books on an association; called once or more often, by whichever event comes first."""
+        with self._lock:
+            opened = self._open.pop(association, None)
+        if opened is None:
+            return
+        if opened.touched:
+            try:
+                self._ledger.arrivals.association_ended(
+                    opened.identity.association_id, released=opened.released, now=time.time()
+                )
+            except Unavailable as error:
+                log.error("association.not_closed", reason=str(error))
+        if opened.outcomes:
+            log.info(
+                "association.ended",
+                calling_ae_title=opened.identity.calling_ae_title,
+                address=opened.identity.address,
+                how="released" if opened.released else "not released",
+                seconds=round(time.monotonic() - opened.started, 2),
+                megabytes=round(opened.bytes / 1e6, 1),
+                **opened.outcomes,
+            )
+
+    def _listed(self) -> list[_Open]:
+        with self._lock:
+            return list(self._open.values())
+
+    # -- C-STORE --------------------------------------------------------------------------------------------
+
+    def _on_c_store(self, event: Any) -> int | Dataset:
+        opened = self._open.get(event.assoc)
+        if opened is None:  # it was ended while the message lay in the queue
+            return _answer(Status.PROCESSING_FAILURE, "The association is being closed")
+        with self._flying():
+            try:
+                return self._store(event, opened)
+            except InvalidInstance as error:
+                return self._refused(opened, error.status, str(error), error.offending_element)
+            except Unavailable as error:
+                return self._refused(opened, Status.OUT_OF_RESOURCES, str(error))
+            except Exception as error:  # a defect of ours must not cost the sender its association
+                log.exception("store.defect", error=type(error).__name__)
+                return self._refused(opened, Status.PROCESSING_FAILURE, "Internal error")
+
+    def _store(self, event: Any, opened: _Open) -> int:
+        request = event.request
+        data = request.DataSet
+        if data is None:
+            raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The C-STORE request has no data set")
+        view = data.getbuffer()
+        opened.touched = True
+        outcome, _header = self._intake.keep(
+            view,
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+            affected_sop_class_uid=str(request.AffectedSOPClassUID),
+            affected_sop_instance_uid=str(request.AffectedSOPInstanceUID),
+            association=opened.identity,
+        )
+        opened.bytes += len(view)
+        opened.outcomes[outcome] = opened.outcomes.get(outcome, 0) + 1
+        if outcome is Outcome.QUARANTINED:
+            log.warning("instance.quarantined", calling_ae_title=opened.identity.calling_ae_title)
+        return Status.SUCCESS
+
+    def _refused(self, opened: _Open, status: int, comment: str, offending_element: int | None = None) -> Dataset:
+        opened.outcomes["refused"] = opened.outcomes.get("refused", 0) + 1
+        title = opened.identity.calling_ae_title
+        log.warning("store.refused", status=f"0x{status:04X}", reason=comment, calling_ae_title=title)
+        return _answer(status, comment, offending_element)
+
+    @contextmanager
+    def _flying(self) -> Iterator[None]:
+        """Count an instance as in flight while its handler runs."""
+        with self._lock:
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _note(self, name: str, **fields: Any) -> None:
+        try:
+            self._ledger.history.note(name, now=time.time(), **fields)
+        except Unavailable as error:
+            log.error("event.lost", event_name=name, reason=str(error))
+
+
+def _answer(status: int, comment: str, offending_element: int | None = None) -> Dataset:
+    """Return the status elements of a response (PS3.7 Annex C)."""
+    answer = Dataset()
+    answer.Status = int(status)
+    answer.ErrorComment = comment[:_ERROR_COMMENT]
+    if offending_element is not None:
+        answer.OffendingElement = [offending_element]
+    return answer
+
+
+def _send_at_once(event: Any) -> None:
+    """Set TCP_NODELAY: a response that waits for the sender's delayed acknowledgement costs 40 ms each."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,125 @@
+"""Bytes on disk: a temporary file, fsync, a name that was free, fsync of the folder. Nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dicom_node.entities import Header
+from dicom_node.errors import SpoolFull, Unavailable
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+Bytes = bytes | memoryview
+
+
+class Spool:
+    """The storage folder: `studies/` as received, `results/` as encoded, `quarantine/`, and `incoming/` in between."""
+
+    def __init__(self, storage: Path, *, minimum_free: int = 0) -> None:
+        """Use the folder `storage`; refuse to write below `minimum_free` bytes of free space."""
+        self.storage = storage
+        self._minimum_free = minimum_free
+        self._incoming = storage / "incoming"
+        self._known: set[Path] = set()
+        with _availability():
+            self._make(self._incoming)
+
+    def absolute(self, path: str) -> Path:
+        """Return where a path that the ledger holds lies."""
+        return self.storage / path
+
+    def require_room(self) -> None:
+        """Raise SpoolFull where free space is below the watermark."""
+        with _availability():
+            free = shutil.disk_usage(self.storage).free
+        if free < self._minimum_free:
+            raise SpoolFull("Out of resources: disk space is below the watermark")
+
+    def keep(self, header: Header, preamble: bytes, dataset: Bytes) -> str:
+        """Write one instance as received and return its path; on return it is on stable storage.
+
+        The ledger does not know the instance yet, so a file of that name can only be what a crash left
+        behind before it was acknowledged: it is replaced.
+        """
+        path = Path("studies", header.study_instance_uid, header.series_instance_uid, f"{header.sop_instance_uid}.dcm")
+        self._write(path, preamble, dataset, room=True)
+        return str(path)
+
+    def quarantine(self, header: Header, sha256: str, preamble: bytes, dataset: Bytes) -> str:
+        """Write an instance whose UID is taken by other bytes; return its path."""
+        path = Path("quarantine", f"{header.sop_instance_uid}.{sha256[:16]}.dcm")
+        self._write(path, preamble, dataset, room=True)
+        return str(path)
+
+    def keep_result(self, sop_instance_uid: str, content: Bytes) -> tuple[str, str]:
+        """Write an encoded result object; return its path and the SHA-256 (hex) of the file."""
+        path = Path("results", sop_instance_uid[-2:], f"{sop_instance_uid}.dcm")
+        self._write(path, b"", content, room=False)
+        return str(path), hashlib.sha256(content).hexdigest()
+
+    def sweep_incoming(self) -> int:
+        """Delete temporary files that an earlier life of the node left; return how many."""
+        leftovers = list(self._incoming.iterdir())
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        return len(leftovers)
+
+    def _write(self, path: Path, preamble: bytes, content: Bytes, *, room: bool) -> None:
+        if room:
+            self.require_room()
+        temporary = self._incoming / uuid.uuid4().hex
+        with _availability():
+            try:
+                with temporary.open("xb", buffering=0) as file:
+                    _write_all(file.fileno(), preamble)
+                    _write_all(file.fileno(), content)
+                    os.fsync(file.fileno())
+                target = self.storage / path
+                self._make(target.parent)
+                os.replace(temporary, target)
+                _fsync_folder(target.parent)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder and its parents, each durable in its own parent."""
+        if folder in self._known:
+            return
+        if not folder.is_dir():
+            if folder.parent != folder:
+                self._make(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _fsync_folder(folder.parent)
+        self._known.add(folder)
+
+
+def _write_all(descriptor: int, content: Bytes) -> None:
+    """Write every byte; one write may take only a part (2 GiB at most, less where the disk is nearly full)."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _availability() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise SpoolFull("Out of resources: the disk is full") from error
+        raise Unavailable(f"The storage folder cannot be written: {error.strerror}") from error

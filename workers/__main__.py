@@ -1,0 +1,85 @@
+"""dicom-node-worker: one process that runs one job at a time, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from dicom_node import config, log
+from dicom_node.broker import broker_url
+from dicom_node.dispatch import QUEUES
+from dicom_node.errors import NodeError
+from dicom_node.ledger import Ledger
+from dicom_node.spool import Spool
+from workers.app import make_app
+from workers.pipeline import Pipeline
+
+logger = structlog.get_logger()
+
+
+def run(
+    queue: Annotated[list[str] | None, typer.Option(help="Take only this kind of work: infer or deliver.")] = None,
+    settings: Annotated[Path | None, typer.Option(help="node.toml; by default the node's own places.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the ledger; by default that of the host.")] = None,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Work on jobs from the broker, one at a time: infer on this machine's device, or deliver.
+
+    Start as many as you like, on as many machines as you like; they share the ledger and the storage folder.
+    """
+    log.configure()
+    queues = queue or list(QUEUES.values())
+    if unknown := set(queues) - set(QUEUES.values()):
+        raise typer.BadParameter(f"no such queue: {', '.join(unknown)} (there is: {', '.join(QUEUES.values())})")
+    if parent is not None:
+        _die_with(parent)
+    try:
+        loaded = config.load(settings)
+        ledger = Ledger(loaded.ledger_url)
+        spool = Spool(loaded.node.storage)
+    except NodeError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+    identity = f"{name or socket.gethostname() + '#' + '+'.join(queues)}:{os.getpid()}"
+    pipeline = Pipeline(loaded, ledger, spool, worker=identity)
+    app = make_app(broker_url(loaded), pipeline.run)
+    logger.info("worker.ready", queues=queues, device=loaded.node.device)
+    worker = app.Worker(
+        pool="solo",
+        queues=queues,
+        hostname=identity.replace("@", "-"),
+        loglevel="ERROR",
+        without_mingle=True,
+        without_gossip=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+
+
+def _die_with(parent: int) -> None:
+    """End this process at once when the node that started it is gone: the next life starts its own workers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def main() -> None:
+    """Run the command."""
+    typer.run(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The Celery app: all Celery settings there are, and the one task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from celery import Celery
+
+from dicom_node.dispatch import RUN
+
+_VISIBILITY_TIMEOUT = 12 * 3600  # seconds; a message redelivered earlier finds its job claimed, and does nothing
+
+
+def make_app(broker: str, run: Callable[[int], None]) -> Celery:
+    """Return an app whose one task calls `run` with a job's number; anything else in the queue is ignored."""
+    app = Celery("dicom_node_worker", broker=broker, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_ignore_result=True,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": _VISIBILITY_TIMEOUT,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+        },
+    )
+
+    @app.task(name=RUN)
+    def run_job(job_id: int) -> None:
+        run(job_id)
+
+    return app

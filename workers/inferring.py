@@ -1,0 +1,129 @@
+"""An inference job: a series becomes a volume, a prediction, findings, result objects, durable bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import BytesIO
+
+import structlog
+from pydicom import Dataset
+
+from dicom_node.catalogue import read_model
+from dicom_node.config import Settings
+from dicom_node.labelling import Context, ModelIdentity, Predecessor, digest_of_input
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.arrivals import StoredInstance
+from dicom_node.ledger.jobs import Job, StoredResult
+from dicom_node.results import encode_all
+from dicom_node.services import STORAGE_BY_UID, Use
+from dicom_node.spool import Spool
+from workers.bundle import Bundle, Bundles
+from workers.findings_of import findings_of
+from workers.lease import Lease
+from workers.volume import check_input, load
+
+log = structlog.get_logger()
+
+_LOADED, _PREDICTED = 0.1, 0.9  # share of the progress bar at which these stages end
+
+
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        """Start with no stage."""
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as stage `name`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+
+class Inferring:
+    """Runs models; a model once loaded stays."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, spool: Spool) -> None:
+        """Read series from `ledger` and `spool`; keep results there."""
+        self._settings = settings
+        self._ledger = ledger
+        self._spool = spool
+        self._bundles = Bundles(device=settings.node.device)
+
+    def __call__(self, job: Job, lease: Lease) -> None:
+        """Infer; raise NotApplicable, Refused or Unavailable where there is no result."""
+        watch = Stopwatch()
+        instances = [
+            instance for instance in self._ledger.arrivals.instances_of(job.series_instance_uid) if _is_image(instance)
+        ]
+        manifest = read_model(self._settings.node.models / job.model).manifest
+        with watch.stage("load"):
+            volume = load([self._spool.absolute(instance.path) for instance in instances])
+            check_input(volume, manifest.input)
+        lease.report(_LOADED)
+        with watch.stage("prepare"):
+            bundle = self._bundles.get(self._settings.node.models / job.model)
+        with watch.stage("model"):
+            prediction = bundle.model(volume.grid, lambda part: lease.report(_LOADED + part * (_PREDICTED - _LOADED)))
+        lease.report(_PREDICTED)
+        context = self._context(job, bundle, instances)
+        with watch.stage("encode"):
+            findings = findings_of(prediction, volume, manifest, context)
+            results = encode_all(manifest.results, findings, volume.source, context)
+        with watch.stage("keep"):
+            stored = [self._keep(result.kind, result.dataset) for result in results]
+        self._ledger.jobs.inferred(job, stored, now=time.time(), seconds=watch.seconds)
+        log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
+
+    def _context(self, job: Job, bundle: Bundle, instances: Sequence[StoredInstance]) -> Context:
+        labelling = self._settings.labelling
+        manifest = bundle.manifest
+        return Context(
+            model=ModelIdentity(manifest.name, manifest.version, manifest.title, manifest.manufacturer, bundle.digest),
+            input_digest=digest_of_input((instance.sop_instance_uid, instance.sha256) for instance in instances),
+            now=datetime.now(UTC).astimezone(),
+            series_number=labelling.series_number,
+            qualification=labelling.qualification,
+            disclaimer=labelling.disclaimer,
+            ae_title=self._settings.node.ae_title,
+            predecessors=self._predecessors(job),
+        )
+
+    def _predecessors(self, job: Job) -> tuple[Predecessor, ...]:
+        """Return the report that this one supersedes, where an earlier revision of the series had one."""
+        earlier = self._ledger.jobs.earlier_results(job.series_instance_uid, job.model, before_revision=job.revision)
+        return tuple(
+            Predecessor(
+                result.sop_class_uid, result.sop_instance_uid, result.series_instance_uid, result.study_instance_uid
+            )
+            for result in earlier
+            if result.kind == "sr"
+        )
+
+    def _keep(self, kind: str, dataset: Dataset) -> StoredResult:
+        """Write the object once; from here on only these bytes are sent."""
+        buffer = BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        content = buffer.getbuffer()
+        path, sha256 = self._spool.keep_result(dataset.SOPInstanceUID, content)
+        return StoredResult(
+            sop_instance_uid=dataset.SOPInstanceUID,
+            sop_class_uid=dataset.SOPClassUID,
+            series_instance_uid=dataset.SeriesInstanceUID,
+            study_instance_uid=dataset.StudyInstanceUID,
+            transfer_syntax_uid=dataset.file_meta.TransferSyntaxUID,
+            kind=kind,
+            path=path,
+            sha256=sha256,
+            size=len(content),
+        )
+
+
+def _is_image(instance: StoredInstance) -> bool:
+    known = STORAGE_BY_UID.get(instance.sop_class_uid)
+    return known is not None and known.use is not Use.KEPT

@@ -1,0 +1,112 @@
+"""One job from claim to record: claim, do, and say in one place how it ended."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import structlog
+from structlog.contextvars import bound_contextvars
+
+from dicom_node.config import Settings
+from dicom_node.errors import NotApplicable, Refused, Unavailable
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.jobs import Job, LostLease
+from dicom_node.lifecycle import Happening, Kind, backoff
+from dicom_node.spool import Spool
+from workers.delivering import Delivering
+from workers.inferring import Inferring
+from workers.lease import Lease
+
+log = structlog.get_logger()
+
+_DAY = 86400.0
+_JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
+
+
+class Pipeline:
+    """Runs jobs, one at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        spool: Spool,
+        *,
+        worker: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Work as `worker`, the name in the ledger."""
+        self._settings = settings
+        self._ledger = ledger
+        self._worker = worker
+        self._clock = clock
+        self._doers: dict[Kind, Callable[[Job, Lease], None]] = {
+            Kind.INFER: Inferring(settings, ledger, spool),
+            Kind.DELIVER: Delivering(settings, ledger, spool),
+        }
+
+    def run(self, job_id: int) -> None:
+        """Do the job if it is ours to do: a message that came twice, or late, finds it claimed and does nothing."""
+        lease_seconds = self._settings.jobs.lease
+        job = self._ledger.jobs.claim(job_id, worker=self._worker, lease=lease_seconds, now=self._clock())
+        if job is None:
+            return
+        with (
+            bound_contextvars(job=job.job_id, kind=job.kind.value, model=job.model, attempt=job.attempts),
+            Lease(self._ledger, job, seconds=lease_seconds) as lease,
+        ):
+            started = time.monotonic()
+            outcome = self._attempt(job, lease)
+            log.info("job.ended", outcome=outcome, seconds=round(time.monotonic() - started, 2))
+
+    def _attempt(self, job: Job, lease: Lease) -> str:
+        """Do it once, and record what came of it; every outcome of every job passes through here."""
+        try:
+            self._doers[job.kind](job, lease)
+        except LostLease:
+            return "lost: another worker has it"
+        except NotApplicable as answer:
+            return self._end(job, Happening.DECLINED, answer.reason, answer.detail)
+        except Refused as error:
+            return self._end(job, Happening.REFUSED, _reason(error), str(error))
+        except Unavailable as error:
+            return self._later(job, error)
+        except Exception as error:
+            # a defect, of ours or of a model: its message may quote the images, its place in the code does not
+            log.exception("job.defect", error=type(error).__name__)
+            return self._once_more(job, error)
+        return "done"
+
+    def _later(self, job: Job, error: Unavailable) -> str:
+        """Try again after a pause that doubles; a delivery for days, anything else a few times."""
+        delivery = self._settings.delivery
+        now = self._clock()
+        if job.kind is Kind.DELIVER and now - job.wanted_since > delivery.give_up_after_days * _DAY:
+            return self._end(job, Happening.EXHAUSTED, _reason(error), f"given up: {error}")
+        if job.kind is not Kind.DELIVER and job.attempts >= self._settings.jobs.maximum_attempts:
+            return self._end(job, Happening.EXHAUSTED, _reason(error), str(error))
+        wait = backoff(job.attempts, first=delivery.first_delay, maximum=delivery.maximum_delay, jitter=_JITTER)
+        return self._end(job, Happening.POSTPONED, _reason(error), str(error), not_before=now + wait)
+
+    def _once_more(self, job: Job, error: Exception) -> str:
+        detail = f"unexpected {type(error).__name__} in attempt {job.attempts}"
+        if job.attempts >= self._settings.jobs.maximum_attempts:
+            return self._end(job, Happening.EXHAUSTED, "defect", detail)
+        return self._end(job, Happening.POSTPONED, "defect", detail, not_before=self._clock() + 1.0)
+
+    def _end(self, job: Job, happening: Happening, reason: str, detail: str, *, not_before: float | None = None) -> str:
+        try:
+            self._ledger.jobs.ended(
+                job, happening, now=self._clock(), reason=reason, detail=detail, not_before=not_before
+            )
+        except LostLease:
+            return "lost: another worker has it"
+        return f"{happening.value}: {reason}"
+
+
+def _reason(error: Exception) -> str:
+    """Return `peer_unreachable` for PeerUnreachable."""
+    name = type(error).__name__
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
