@@ -1,0 +1,54 @@
+# make demo | test | check: each sets up what it needs in .venv and runs. Nothing is installed outside it.
+PYTHON ?= python3
+STUDY ?= $(firstword $(wildcard ../shared/data/chest_ct_lung_dx_a0001/series))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check fast format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo [STUDY=/folder]  push a study, see the SEG and SR that come back"
+	@echo "make test                  run every test; those of real peers skip where the peer is missing"
+	@echo "make check                 format, lint, types, import contracts, fast tests"
+
+demo: $(VENV)/.demo
+	$(BIN)/dicom-node demo $(STUDY)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q tests/unit tests/property
+
+format: $(VENV)/.check
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  test "$$(id -u)" = 0 && apt-get install --yes --quiet python3-venv && $(PYTHON) -m venv $(VENV); } || \
+	  { echo "Python's venv module is missing: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (torch is the large part)"
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.check: $(VENV)/.test
+	$(PIP) --editable '.[test,check]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache

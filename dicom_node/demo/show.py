@@ -1,0 +1,206 @@
+"""The demonstration from end to end: scanner, node, PACS, tables, picture. Only the study is not real, at most."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydicom.filereader import read_file_meta_info
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from dicom_node.config import DeliveryTable, Peer, load
+from dicom_node.delivery.cstore import Parcel, deliver, echo
+from dicom_node.demo.pacs import Pacs
+from dicom_node.demo.phantom import make_thorax, write_series
+from dicom_node.demo.picture import draw
+from dicom_node.demo.reading import Report, read_report, tables
+from dicom_node.errors import NodeError
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.history import Row
+from dicom_node.lifecycle import State
+
+console = Console()
+
+_SEG = "1.2.840.10008.5.1.4.1.1.66.4"
+_COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
+_START_TIMEOUT = 60.0
+_WORK_TIMEOUT = 900.0
+_ENDED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.NOT_APPLICABLE})
+
+SETTINGS = """\
+# what the demonstration ran with: the same file, with other paths and peers, is a hospital's
+
+[node]
+ae_title = "DICOM_NODE"
+host = "127.0.0.1"
+port = {port}
+storage = "node"
+
+[receive]
+minimum_free_megabytes = 100
+
+[peer.PACS]
+ae_title = "PACS"
+host = "127.0.0.1"
+port = {pacs_port}
+results = ["seg", "sr"]
+
+[[route]]
+name = "lungs and nodules in chest CT"
+when = {{ Modality = "CT" }}
+run = ["ct_lung", "ct_lung_nodule"]
+send_to = "PACS"
+"""
+
+
+def run_demo(study: Path | None, output: Path) -> int:
+    """Run it; return the exit code: 0 where every model answered with a SEG or an SR that came back."""
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    files = _study(study, output)
+    pacs = Pacs(output / "pacs")
+    settings_path = output / "node.toml"
+    port = _free_port()
+    settings_path.write_text(SETTINGS.format(port=port, pacs_port=pacs.start()), encoding="utf-8")
+    node = _start_node(settings_path, output / "node.log")
+    try:
+        peer = Peer(ae_title="DICOM_NODE", host="127.0.0.1", port=port)
+        _wait_for(node, peer, output / "node.log")
+        console.print(f"node [bold]DICOM_NODE[/bold] listens on 127.0.0.1:{port}; PACS plays the destination")
+        _push(files, peer)
+        _follow(Ledger(load(settings_path).ledger_url))
+        return _conclude(pacs, files, output)
+    finally:
+        node.send_signal(signal.SIGTERM)
+        node.wait(30)
+        pacs.stop()
+
+
+def _study(study: Path | None, output: Path) -> list[Path]:
+    """Return the files to push: the folder that was named, or a thorax made on the spot."""
+    if study is None:
+        console.print("no study named: making a thorax phantom with lungs and nodules of known size")
+        return list(write_series(make_thorax(), output / "phantom"))
+    files = sorted(path for path in study.rglob("*") if path.is_file() and _is_dicom(path))
+    if not files:
+        raise NodeError(f"{study}: no DICOM file in there")
+    console.print(f"study: {len(files)} files in {study}")
+    return files
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _start_node(settings_path: Path, log_path: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dicom_node", "serve", "--settings", str(settings_path)]
+    with log_path.open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # noqa: S603 - ourselves
+
+
+def _wait_for(node: subprocess.Popen[bytes], peer: Peer, log_path: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline and node.poll() is None:
+        try:
+            echo(peer, ae_title="SCANNER", timing=DeliveryTable(connect_timeout=1.0))
+            return
+        except NodeError:
+            time.sleep(0.2)
+    raise NodeError(f"the node did not start; its log is {log_path}")
+
+
+def _push(files: Sequence[Path], peer: Peer) -> None:
+    parcels = [_parcel(path) for path in files]
+    started = time.monotonic()
+    with _bars() as progress:
+        task = progress.add_task("C-STORE to the node", total=len(parcels))
+        deliver(parcels, peer, ae_title="SCANNER", timing=DeliveryTable(), sent=lambda *_: progress.advance(task))
+    seconds = time.monotonic() - started
+    console.print(f"  {len(parcels)} instances acknowledged in {seconds:.1f} s: each is on disk and in the ledger")
+
+
+def _parcel(path: Path) -> Parcel:
+    meta = read_file_meta_info(path)
+    return Parcel(
+        str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), str(meta.TransferSyntaxUID), path
+    )
+
+
+def _follow(ledger: Ledger) -> None:
+    """Show each job's progress until nothing is left to do."""
+    seen = 0
+    tasks: dict[int, TaskID] = {}
+    deadline = time.monotonic() + _WORK_TIMEOUT
+    with _bars(counted=False) as progress:
+        while time.monotonic() < deadline:
+            for event in ledger.history.events_after(seen):
+                seen = event["event_id"]
+                _tell(progress, event)
+            jobs = ledger.history.recent_jobs(limit=100)
+            for job in jobs:
+                _advance(progress, tasks, job)
+            if jobs and all(job["state"] in _ENDED for job in jobs) and not ledger.arrivals.open_series():
+                return
+            if not jobs and not ledger.arrivals.open_series() and seen:
+                return
+            time.sleep(0.2)
+    raise NodeError(f"the jobs did not end within {_WORK_TIMEOUT:.0f} s")
+
+
+def _tell(progress: Progress, event: Row) -> None:
+    reasons = {
+        "series.complete": "series complete: {reason}",
+        "series.unrouted": "no route for a series",
+        "job.declined": "a model does not apply: {reason} ({detail})",
+        "job.refused": "[red]a job failed: {reason} ({detail})[/red]",
+        "job.exhausted": "[red]a job failed for good: {reason} ({detail})[/red]",
+        "job.postponed": "[yellow]a job waits: {reason} ({detail})[/yellow]",
+    }
+    if event["name"] in reasons:
+        fields = {"reason": "", "detail": "", **event["fields"]}
+        progress.console.print("  " + reasons[event["name"]].format(**fields))
+
+
+def _advance(progress: Progress, tasks: dict[int, TaskID], job: Row) -> None:
+    number = job["job_id"]
+    if number not in tasks:
+        what = f"{job['model']} to {job['peer']}" if job["peer"] else f"{job['model']}"
+        tasks[number] = progress.add_task(f"{job['kind']} {what}", total=1.0, state=job["state"])
+    progress.update(tasks[number], completed=1.0 if job["state"] in _ENDED else job["progress"], state=job["state"])
+
+
+def _bars(*, counted: bool = True) -> Progress:
+    last = MofNCompleteColumn() if counted else TextColumn("{task.fields[state]}")
+    return Progress(TextColumn("{task.description:<32}"), BarColumn(), last, TimeElapsedColumn(), console=console)
+
+
+def _conclude(pacs: Pacs, files: Sequence[Path], output: Path) -> int:
+    segs = pacs.received(_SEG)
+    reports: list[Report] = [read_report(path, segs) for path in pacs.received(_COMPREHENSIVE_3D_SR)]
+    if not reports:
+        console.print("\n[red]no report came back[/red]; the reasons are above and in the history of the study")
+        return 1
+    for made in tables(reports):
+        console.print()
+        console.print(made)
+    picture = output / "key-slices.png"
+    draw(reports, segs, files, picture)
+    console.print()
+    for path in (*segs, *pacs.received(_COMPREHENSIVE_3D_SR)):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    console.print(f"  {picture}   [dim]key slices with overlay and boxes[/dim]", highlight=False, soft_wrap=True)
+    return 0 if segs and all(report.segments or report.findings or report.is_negative for report in reports) else 1
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
