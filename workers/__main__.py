@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from dicom_node.dispatch import QUEUES
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.spool import Spool
-from workers.app import make_app
+from workers.app import SecurityWarning, make_app
 from workers.pipeline import Pipeline
 
 logger = structlog.get_logger()
@@ -36,6 +37,8 @@ def run(
     Start as many as you like, on as many machines as you like; they share the ledger and the storage folder.
     """
     log.configure()
+    # as root in a container; the warning is about pickles, and only JSON is accepted
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = queue or list(QUEUES.values())
     if unknown := set(queues) - set(QUEUES.values()):
         raise typer.BadParameter(f"no such queue: {', '.join(unknown)} (there is: {', '.join(QUEUES.values())})")

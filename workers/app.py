@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 
 from dicom_node.dispatch import RUN
+
+__all__ = ["SecurityWarning", "make_app"]
 
 _VISIBILITY_TIMEOUT = 12 * 3600  # seconds; a message redelivered earlier finds its job claimed, and does nothing
 

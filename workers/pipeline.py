@@ -48,7 +48,16 @@ class Pipeline:
         }
 
     def run(self, job_id: int) -> None:
-        """Do the job if it is ours to do: a message that came twice, or late, finds it claimed and does nothing."""
+        """Do the job if it is ours to do: a message that came twice, or late, finds it claimed and does nothing.
+
+        A ledger that is away leaves the job as it is; its lease, or the next message, brings it back.
+        """
+        try:
+            self._run(job_id)
+        except Unavailable as error:
+            log.error("job.unrecorded", job=job_id, reason=str(error))
+
+    def _run(self, job_id: int) -> None:
         lease_seconds = self._settings.jobs.lease
         job = self._ledger.jobs.claim(job_id, worker=self._worker, lease=lease_seconds, now=self._clock())
         if job is None:

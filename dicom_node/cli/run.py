@@ -58,7 +58,8 @@ def _banner(settings: Settings, port: int, path: Path | None) -> None:
         grid.add_row("peer", f"{name} = {peer.ae_title} at {peer.host}:{peer.port}  gets {', '.join(peer.results)}")
     for route in settings.routes:
         when = ", ".join(f"{key} is {pattern}" for key, pattern in route.when.items()) or "always"
-        grid.add_row("route", f"{route.name}: when {when}, run {', '.join(route.run)}, send to {', '.join(route.send_to)}")
+        what = f"run {', '.join(route.run)}, send to {', '.join(route.send_to)}"
+        grid.add_row("route", f"{route.name}: when {when}, {what}")
     if not settings.route:
         grid.add_row("route", "[yellow]none: what arrives is kept, and no model runs[/yellow]")
     console = Console(stderr=True)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, dcmread
-from pydicom.pixels import apply_rescale
+from pydicom.pixels.processing import apply_rescale
 
 from dicom_node.demo.reading import Group, Report, frame_segments
 

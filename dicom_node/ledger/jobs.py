@@ -187,6 +187,11 @@ class Jobs:
             if taken.rowcount == 0:
                 return None
             claimed = _read(connection, job_id)
+            if claimed.kind is Kind.INFER and (current := _revision(connection, claimed)) != claimed.revision:
+                _move(
+                    connection, job_id, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {current}"
+                )
+                return None
             subject = Subject(claimed.study_instance_uid, claimed.series_instance_uid)
             write_event(connection, "job.claimed", now, subject, job_id=job_id, attempt=claimed.attempts, worker=worker)
             return claimed
@@ -252,9 +257,7 @@ class Jobs:
         """
         with self._database.writing() as connection:
             self._own(connection, held)
-            query = select(series.c.revision).where(series.c.series_instance_uid == held.series_instance_uid)
-            current = connection.execute(query.with_for_update()).scalar_one()
-            if current != held.revision:
+            if (current := _revision(connection, held)) != held.revision:
                 detail = f"by revision {current}"
                 _move(connection, held.job_id, Happening.SUPERSEDED, now, reason="superseded", detail=detail)
                 return []
@@ -357,6 +360,12 @@ def _stored_result(row: Mapping[Any, Any]) -> StoredResult:
 def _subject(connection: Connection, series_instance_uid: str) -> Subject:
     query = select(series.c.study_instance_uid).where(series.c.series_instance_uid == series_instance_uid)
     return Subject(connection.execute(query).scalar_one(), series_instance_uid)
+
+
+def _revision(connection: Connection, of: Job) -> int:
+    """Return the present revision of a job's series; nobody can raise it until the transaction ends."""
+    query = select(series.c.revision).where(series.c.series_instance_uid == of.series_instance_uid)
+    return int(connection.execute(query.with_for_update()).scalar_one())
 
 
 def _owned(held: Job) -> Any:

@@ -1,0 +1,165 @@
+"""A study in by DCMTK, SEG and SR out to a real Orthanc: the main path, whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from io import BytesIO
+
+import pytest
+from pydicom import dcmread
+
+from dicom_node.demo.phantom import make_thorax, write_series
+from tests.acceptance.stand import free_port, storescu, wait_for
+
+pytestmark = [pytest.mark.peer("storescu"), pytest.mark.peer("Orthanc")]
+
+MODELS = ["ct_lung", "ct_lung_nodule"]
+
+
+def test_a_pushed_chest_ct_comes_back_as_one_seg_and_one_sr_for_each_model(node, orthanc, tmp_path):
+    files = write_series(make_thorax(seed=1), tmp_path / "ct")
+    running = node(pacs_port=orthanc.dicom_port, models=MODELS).start()
+
+    sent = storescu(running.port, *files)
+    jobs = running.wait_until_idle(jobs=4)
+
+    assert sent.returncode == 0, sent.stderr
+    assert {job["state"] for job in jobs} == {"done"}
+    segs = [dcmread(BytesIO(content)) for content in orthanc.files_of("SEG")]
+    reports = [dcmread(BytesIO(content)) for content in orthanc.files_of("SR")]
+    assert len(segs) == len(reports) == 2
+    source = dcmread(files[0])
+    for result in (*segs, *reports):
+        assert result.StudyInstanceUID == source.StudyInstanceUID
+        assert result.PatientID == source.PatientID
+        assert result.PatientName == source.PatientName
+        assert result.SeriesDescription.startswith("AI ")
+    [study] = [study for study in orthanc.studies()]
+    assert study["MainDicomTags"]["StudyInstanceUID"] == source.StudyInstanceUID
+
+
+def test_the_bytes_at_the_destination_are_the_bytes_that_were_kept(node, orthanc, tmp_path):
+    files = write_series(make_thorax(seed=2), tmp_path / "ct")
+    running = node(pacs_port=orthanc.dicom_port).start()
+
+    storescu(running.port, *files)
+    running.wait_until_idle(jobs=2)
+
+    kept = {path.stem: path.read_bytes() for path in (running.folder / "storage" / "results").rglob("*.dcm")}
+    arrived = {}
+    for content in (*orthanc.files_of("SEG"), *orthanc.files_of("SR")):
+        arrived[str(dcmread(BytesIO(content)).SOPInstanceUID)] = content
+    assert arrived.keys() == kept.keys()
+    for uid, content in arrived.items():
+        assert dcmread(BytesIO(content)) == dcmread(BytesIO(kept[uid]))
+
+
+def test_the_same_study_pushed_twice_makes_one_set_of_results(node, orthanc, tmp_path):
+    files = write_series(make_thorax(seed=3), tmp_path / "ct")
+    running = node(pacs_port=orthanc.dicom_port).start()
+    storescu(running.port, *files)
+    running.wait_until_idle(jobs=2)
+
+    again = storescu(running.port, *files)
+    time.sleep(3)
+
+    assert again.returncode == 0
+    assert len(running.jobs()) == 2
+    assert len(orthanc.files_of("SEG")) == 1
+
+
+def test_two_halves_on_two_associations_end_in_one_final_set_that_supersedes(node, orthanc, tmp_path):
+    files = write_series(make_thorax(seed=4), tmp_path / "ct")
+    half = len(files) // 2
+    running = node(pacs_port=orthanc.dicom_port).start()
+
+    storescu(running.port, *files[:half])
+    wait_for("the first half to be found complete", lambda: running.jobs(), seconds=20)
+    storescu(running.port, *files[half:])
+    jobs = running.wait_until_idle(jobs=3)
+
+    final = [job for job in jobs if job["kind"] == "infer" and job["state"] == "done" and job["revision"] == 2]
+    assert len(final) == 1
+    reports = [dcmread(BytesIO(content)) for content in orthanc.files_of("SR")]
+    earlier = [job for job in jobs if job["kind"] == "deliver" and job["state"] == "done" and job["revision"] == 1]
+    assert len(reports) == 1 + len(earlier)
+    if earlier:
+        assert sum("PredecessorDocumentsSequence" in report for report in reports) == 1
+
+
+def test_own_results_that_come_back_start_no_job(node, orthanc, tmp_path):
+    files = write_series(make_thorax(seed=5), tmp_path / "ct")
+    running = node(pacs_port=orthanc.dicom_port).start()
+    storescu(running.port, *files)
+    running.wait_until_idle(jobs=2)
+    results = sorted((running.folder / "storage" / "results").rglob("*.dcm"))
+
+    returned = running.cli("send", *map(str, results), "--json")
+    time.sleep(5)
+
+    assert returned.returncode == 0, returned.stderr + returned.stdout
+    assert json.loads(returned.stdout)["stored"] == len(results)
+    assert len(running.jobs()) == 2
+
+
+def test_a_model_that_does_not_apply_says_why_and_writes_nothing(node, orthanc, tmp_path):
+    files = write_series(make_thorax(seed=6), tmp_path / "ct")[:5]
+    running = node(pacs_port=orthanc.dicom_port).start()
+
+    storescu(running.port, *files)
+    [job] = running.wait_until_idle(jobs=1)
+
+    assert job["state"] == "not_applicable"
+    assert job["reason"] == "too_few_slices"
+    assert not orthanc.files_of("SEG")
+    assert not orthanc.files_of("SR")
+    told = running.cli("history", job["study_instance_uid"])
+    assert "too_few_slices" in told.stdout
+
+
+def test_a_destination_that_is_down_gets_its_results_when_it_comes_back(node, orthanc, tmp_path):
+    files = write_series(make_thorax(seed=7), tmp_path / "ct")
+    orthanc.stop()
+    running = node(pacs_port=orthanc.dicom_port).start()
+    storescu(running.port, *files)
+
+    def waiting():
+        return [job for job in running.jobs() if job["kind"] == "deliver" and job["attempts"] >= 2]
+
+    wait_for("the delivery to be tried twice", waiting, seconds=90)
+    assert waiting()[0]["reason"] == "peer_unreachable"
+    orthanc.start()
+    jobs = running.wait_until_idle(jobs=2)
+
+    assert {job["state"] for job in jobs} == {"done"}
+    assert len(orthanc.files_of("SEG")) == len(orthanc.files_of("SR")) == 1
+
+
+def test_sigterm_ends_the_node_and_all_that_it_started(node, orthanc):
+    running = node(pacs_port=orthanc.dicom_port).start()
+    wait_for("both workers", lambda: len(running.children_pids("-m workers")) == 2)
+
+    code = running.terminate()
+
+    assert code == 0
+    assert running.children_pids("-m workers") == []
+    assert running.children_pids("valkey-server") == []
+
+
+def test_status_and_history_speak_to_people_and_to_programs(node, tmp_path):
+    files = write_series(make_thorax(seed=8), tmp_path / "ct")
+    running = node(pacs_port=free_port()).start()
+    storescu(running.port, *files)
+    wait_for("a job", lambda: running.jobs())
+
+    status = running.cli("status")
+    as_json = running.cli("status", "--json")
+
+    assert "ct_lung" in status.stdout
+    assert json.loads(as_json.stdout)["instances"] == len(files)
+    study = str(dcmread(files[0]).StudyInstanceUID)
+    events = json.loads(running.cli("history", study, "--json").stdout)["events"]
+    assert {"series.opened", "series.complete", "job.queued"} <= {event["name"] for event in events}
+    [complete] = [event for event in events if event["name"] == "series.complete"]
+    assert f"{len(files)} slices without a gap, association released" in complete["fields"]["reason"]
