@@ -121,15 +121,29 @@ RESULT_TRANSFER_SYNTAXES: tuple[str, ...] = (str(ExplicitVRLittleEndian), str(Im
 """Proposed for every result object, in this order."""
 
 
+RESULT_SOP_CLASSES: dict[str, str] = {_S + "66.4": "Segmentation", _S + "88.34": "Comprehensive 3D SR"}
+"""What the node sends."""
+
+
 class Status(IntEnum):
     """DIMSE statuses that the node answers to C-STORE (PS3.4 B.2.3, PS3.7 C)."""
 
     SUCCESS = 0x0000
     PROCESSING_FAILURE = 0x0110
-    SOP_CLASS_NOT_SUPPORTED = 0x0122
     OUT_OF_RESOURCES = 0xA700
     DATA_SET_DOES_NOT_MATCH_SOP_CLASS = 0xA900
     CANNOT_UNDERSTAND = 0xC000
+
+
+STORE_ANSWERS: dict[Status, str] = {
+    Status.SUCCESS: "on stable storage and in the ledger; also for the same bytes again, and for other bytes under a "
+    "UID that is taken (set aside, event for the operator)",
+    Status.OUT_OF_RESOURCES: "disk below its watermark, storage or ledger away: nothing is kept, send again later",
+    Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS: "the data set contradicts its command, or a UID is missing or malformed",
+    Status.CANNOT_UNDERSTAND: "the data set cannot be parsed or is cut off",
+    Status.PROCESSING_FAILURE: "an unexpected error, or the association is being closed",
+}
+"""When which status is answered to a C-STORE."""
 
 
 class Verdict(StrEnum):
@@ -140,7 +154,7 @@ class Verdict(StrEnum):
     NEVER = "never"
 
 
-_VERDICTS: tuple[tuple[int, int, Verdict], ...] = (
+VERDICTS: tuple[tuple[int, int, Verdict], ...] = (
     (0x0000, 0x0000, Verdict.STORED),
     (0xB000, 0xB000, Verdict.STORED),  # coercion of data elements
     (0xB006, 0xB007, Verdict.STORED),  # elements discarded; data set does not match SOP class (warning)
@@ -156,7 +170,7 @@ _VERDICTS: tuple[tuple[int, int, Verdict], ...] = (
 
 def verdict(status: int) -> Verdict:
     """Return what the C-STORE response `status` means; a status in no row of the table is NEVER."""
-    for first, last, meaning in _VERDICTS:
+    for first, last, meaning in VERDICTS:
         if first <= status <= last:
             return meaning
     return Verdict.NEVER

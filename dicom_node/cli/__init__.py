@@ -43,6 +43,7 @@ for command in (
     act.echo,
     understand.explain,
     understand.check,
+    understand.export_conformance,
 ):
     app.command()(command)
 

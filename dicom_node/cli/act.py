@@ -59,9 +59,7 @@ def send(
     raise typer.Exit(0 if stored == len(parcels) else 1)
 
 
-def _send_all(
-    parcels: list[cstore.Parcel], peer: Peer, calling: str, *, quiet: bool
-) -> tuple[int, str | None]:
+def _send_all(parcels: list[cstore.Parcel], peer: Peer, calling: str, *, quiet: bool) -> tuple[int, str | None]:
     columns = (TextColumn("sending"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     stored = 0
     with Progress(*columns, console=console, disable=quiet) as progress:

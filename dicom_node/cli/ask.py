@@ -53,9 +53,7 @@ def _show_status(counts: Row, jobs: list[Row], free: int) -> None:
         f"free {megabytes(free)}\n"
     )
     states = [state.value for state in State]
-    rows = [
-        [kind, *(number.get(state, "") for state in states)] for kind, number in sorted(counts["jobs"].items())
-    ]
+    rows = [[kind, *(number.get(state, "") for state in states)] for kind, number in sorted(counts["jobs"].items())]
     console.print(table("Jobs", ["kind", *(f"{state} #" for state in states)], rows))
     console.print()
     columns = ["job #", "what", "state", "progress #", "attempt #", "since", "study", "why"]
@@ -92,9 +90,7 @@ def history(
     if results:
         console.print()
         columns = ["job #", "kind", "model", "revision #", "SOP Instance UID", "file"]
-        rows = [
-            [r["job_id"], r["kind"], r["model"], r["revision"], r["sop_instance_uid"], r["path"]] for r in results
-        ]
+        rows = [[r["job_id"], r["kind"], r["model"], r["revision"], r["sop_instance_uid"], r["path"]] for r in results]
         console.print(table("Results", columns, rows))
 
 

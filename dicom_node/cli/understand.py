@@ -12,6 +12,7 @@ import typer
 from dicom_node.attributes import read_attributes
 from dicom_node.cli.console import JsonOption, SettingsOption, console, print_json, settings_from, table
 from dicom_node.config import Settings
+from dicom_node.conformance import statement
 from dicom_node.delivery.cstore import echo
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
@@ -106,3 +107,8 @@ def _require_storage(settings: Settings) -> None:
     free = shutil.disk_usage(settings.node.storage).free / 1e6
     if free < settings.receive.minimum_free_megabytes:
         raise NodeError(f"{free:.0f} MB free, below receive.minimum_free_megabytes: C-STORE is answered 0xA700")
+
+
+def export_conformance() -> None:
+    """Print the DICOM conformance statement of this version (PS3.2 Annex N)."""
+    typer.echo(statement(), nl=False)
