@@ -1,0 +1,134 @@
+"""What every result object carries, whatever its kind: who made it, from what, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import highdicom as hd
+from pydicom import Dataset
+from pydicom.sr.coding import Code as PydicomCode
+
+from dicom_node.findings import Code
+from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context
+from dicom_node.source import Source
+
+ARTIFICIAL_INTELLIGENCE = PydicomCode("123110", "DCM", "Artificial Intelligence")
+PROCESSING_EQUIPMENT = PydicomCode("109102", "DCM", "Processing Equipment")
+
+_FROM_SOURCE = (
+    # what highdicom does not copy of the patient, the study and the anatomy (PS3.3 C.7.1 to C.7.3)
+    "IssuerOfPatientID",
+    "OtherPatientIDsSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "EthnicGroup",
+    "StudyDescription",
+    "ReferencedStudySequence",
+    "ProcedureCodeSequence",
+    "IssuerOfAccessionNumberSequence",
+    "BodyPartExamined",
+    "PatientPosition",
+    "PositionReferenceIndicator",
+    "TimezoneOffsetFromUTC",
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialSubjectID",
+)
+_PAIRED_ONLY = ("Laterality",)
+
+
+def code(of: Code) -> PydicomCode:
+    """Return a code as highdicom takes it."""
+    return PydicomCode(of.value, of.scheme, of.meaning)
+
+
+def contributing_equipment(context: Context) -> list[hd.ContributingEquipment]:
+    """Return the item that says which model made the object (IHE AIR 6.5.3.1)."""
+    item = hd.ContributingEquipment(
+        manufacturer=context.model.manufacturer[:64],
+        purpose_of_reference=PROCESSING_EQUIPMENT,
+        manufacturer_model_name=context.model.name,
+        software_versions=context.model.version,
+        contribution_datetime=context.now,
+        contribution_description=context.disclaimer[:64],
+    )
+    item.DeviceUID = context.model.device_uid
+    return [item]
+
+
+def algorithm_parameters(context: Context, parameters: dict[str, str]) -> dict[str, str]:
+    """Return what the algorithm ran with, the digest that names its weights first."""
+    return {"model digest": context.model.digest, **parameters}
+
+
+def complete(dataset: Dataset, source: Source, context: Context, *, series_offset: int) -> Dataset:
+    """Fill in what highdicom leaves out; the same for every kind. Returns `dataset`."""
+    reference = source.datasets[0]
+    for keyword in _FROM_SOURCE:
+        if reference.get(keyword) not in (None, "") and keyword not in dataset:
+            dataset[keyword] = reference[keyword]
+    for keyword in _PAIRED_ONLY:
+        if reference.get(keyword):
+            dataset[keyword] = reference[keyword]
+    dataset.SeriesNumber = context.series_number + series_offset
+    dataset.SeriesDescription = context.series_description()
+    dataset.SeriesDate = dataset.ContentDate = f"{context.now:%Y%m%d}"
+    dataset.SeriesTime = dataset.ContentTime = f"{context.now:%H%M%S}"
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = dataset.ContentDate, dataset.ContentTime
+    dataset.Manufacturer = MANUFACTURER
+    dataset.ManufacturerModelName = MANUFACTURER_MODEL_NAME
+    dataset.SoftwareVersions = list(context.software_versions)
+    dataset.DeviceSerialNumber = context.ae_title
+    dataset.ContentQualification = context.qualification
+    return dataset
+
+
+def made_by(context: Context) -> dict[str, Any]:
+    """Return the arguments that every highdicom constructor takes about the maker."""
+    return {
+        "manufacturer": MANUFACTURER,
+        "instance_number": 1,
+        "contributing_equipment": contributing_equipment(context),
+    }
+
+
+def with_type_two(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Return shallow copies that have every type 2 element that highdicom reads without asking.
+
+    Real headers lack some of them; the source itself is never changed.
+    """
+    filled = []
+    for original in datasets:
+        copied = Dataset()
+        copied.update(original)
+        copied.file_meta = original.file_meta
+        for keyword in _TYPE_TWO:
+            if keyword not in copied:
+                setattr(copied, keyword, None)
+        if "LossyImageCompression" in copied and copied.LossyImageCompression == "01":
+            _complete_lossy(copied)
+        filled.append(copied)
+    return filled
+
+
+_TYPE_TWO = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+
+def _complete_lossy(copied: Dataset) -> None:
+    """A source that says it was compressed with loss but not how much: say so without inventing a ratio."""
+    if not copied.get("LossyImageCompressionRatio") or not copied.get("LossyImageCompressionMethod"):
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if keyword in copied:
+                del copied[keyword]

@@ -1,0 +1,311 @@
+"""Findings and measurements as a Comprehensive 3D SR, TID 1500 (PS3.16).
+
+Every group has coordinates, or a sibling with the same tracking UID that has: one widespread viewer loses the
+whole report over a group without. A box therefore comes as a TID 1410 group that draws and a TID 1411 group that
+measures, both with the tracking UID of the SEG's segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from highdicom import sr
+from pydicom import Dataset
+from pydicom.sr.coding import Code as PydicomCode
+
+from dicom_node.findings import Box, Code, Finding, Findings, Measurement, Segment
+from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context, Predecessor
+from dicom_node.results import Made
+from dicom_node.results.header import (
+    ARTIFICIAL_INTELLIGENCE,
+    algorithm_parameters,
+    code,
+    complete,
+    made_by,
+    with_type_two,
+)
+from dicom_node.results.seg import reference_to
+from dicom_node.source import Source
+
+_SERIES_OFFSET = 10
+_BOUNDED_BY = PydicomCode("75958009", "SCT", "Bounded by")
+_CERTAINTY = PydicomCode("111012", "DCM", "Certainty of Finding")
+_PERCENT = PydicomCode("%", "UCUM", "Percent")
+_PRESENCE = PydicomCode("121052", "DCM", "Presence of property")
+_ABSENT = PydicomCode("272519000", "SCT", "Absent")
+_ENGLISH = PydicomCode("en-US", "RFC5646", "English (United States)")
+_DEVICE = PydicomCode("121007", "DCM", "Device")
+_IMAGING_MEASUREMENT_REPORT = PydicomCode("126000", "DCM", "Imaging Measurement Report")
+_PROCEDURES = {
+    # what was imaged, not what was computed (CID 100)
+    "CT": PydicomCode("25045-6", "LN", "CT unspecified body region"),
+    "MR": PydicomCode("25056-3", "LN", "MRI unspecified body region"),
+    "PT": PydicomCode("44136-0", "LN", "PET unspecified body region"),
+    "NM": PydicomCode("49118-3", "LN", "NM unspecified body region"),
+    "CR": PydicomCode("43468-8", "LN", "XR unspecified body region"),
+    "DX": PydicomCode("43468-8", "LN", "XR unspecified body region"),
+}
+_ANY_PROCEDURE = PydicomCode("363679005", "SCT", "Imaging procedure")
+
+
+def encode(findings: Findings, source: Source, context: Context, made: Made) -> Sequence[Dataset]:
+    """Return the one report; it tells a negative answer too."""
+    images = with_type_two(source.datasets)
+    segmentations = list(made.get("seg", ()))
+    groups, key_frames = _groups(findings, source, context, segmentations)
+    content = sr.MeasurementReport(
+        observation_context=_observation_context(context),
+        procedure_reported=_PROCEDURES.get(str(images[0].get("Modality")), _ANY_PROCEDURE),
+        imaging_measurements=groups,
+        title=_IMAGING_MEASUREMENT_REPORT,
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
+        referenced_images=[images[number] for number in sorted({source.frames[f].instance for f in key_frames})],
+    )
+    report = sr.Comprehensive3DSR(
+        evidence=[*images, *segmentations],
+        content=content[0],
+        series_instance_uid=context.uid("sr series"),
+        series_number=context.series_number,
+        sop_instance_uid=context.uid("sr"),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        previous_versions=[_predecessor(earlier, images[0]) for earlier in context.predecessors] or None,
+        **made_by(context),
+    )
+    return [complete(report, source, context, series_offset=_SERIES_OFFSET)]
+
+
+# -- groups -------------------------------------------------------------------------------------------------------
+
+
+def _groups(
+    findings: Findings, source: Source, context: Context, segmentations: Sequence[Dataset]
+) -> tuple[list[Any], list[int]]:
+    """Return the measurement groups, and the frames that they draw on."""
+    groups: list[Any] = []
+    frames: list[int] = []
+    for finding in findings.findings:
+        groups.extend(_finding_groups(finding, findings, source, context, segmentations))
+        frames.append(finding.box.frame)
+    outlined = {finding.segment for finding in findings.findings}
+    for number, segment in enumerate(findings.segments):
+        if number not in outlined:
+            box = _box_of(segment, findings)
+            groups.extend(_segment_groups(segment, box, findings, source, context, segmentations))
+            frames.append(box.frame)
+    if findings.is_negative:
+        groups.extend(_absent(looked_for, findings, context) for looked_for in findings.looked_for)
+        frames.append(len(source.frames) // 2)
+    return groups, frames
+
+
+def _finding_groups(
+    finding: Finding, findings: Findings, source: Source, context: Context, segmentations: Sequence[Dataset]
+) -> list[Any]:
+    numbers = [_certainty(finding, findings, context), *_measured(finding.measurements, findings, context)]
+    about = {
+        "finding_type": code(finding.finding),
+        "finding_category": code(finding.category),
+        "finding_sites": _sites(finding.site, finding.laterality),
+        "algorithm_id": _algorithm(findings, context),
+    }
+    if finding.segment is None or not segmentations:
+        group = _planar(finding.box, finding, source, about, numbers)
+        _infer_from_region(group)
+        return [group]
+    segment = findings.segments[finding.segment]
+    return [
+        _planar(finding.box, finding, source, about, None),
+        _volumetric(segment, finding, findings, source, segmentations, about, numbers),
+    ]
+
+
+def _segment_groups(
+    segment: Segment,
+    box: Box,
+    findings: Findings,
+    source: Source,
+    context: Context,
+    segmentations: Sequence[Dataset],
+) -> list[Any]:
+    about = {
+        "finding_type": code(segment.type),
+        "finding_category": code(segment.category),
+        "finding_sites": _sites(segment.site or segment.type, segment.laterality),
+        "algorithm_id": _algorithm(findings, context),
+    }
+    numbers = _measured(segment.measurements, findings, context)
+    if not segmentations:
+        group = _planar(box, segment, source, about, numbers)
+        _infer_from_region(group)
+        return [group]
+    return [
+        _planar(box, segment, source, about, None),
+        _volumetric(segment, segment, findings, source, segmentations, about, numbers),
+    ]
+
+
+def _planar(box: Box, tracked: Finding | Segment, source: Source, about: dict[str, Any], numbers: Any) -> Any:
+    """Return the TID 1410 group that draws: a closed polygon of five points around the box on its key frame."""
+    frame = source.frames[box.frame]
+    dataset = source.datasets[frame.instance]
+    corners = [
+        (box.left, box.top),
+        (box.right, box.top),
+        (box.right, box.bottom),
+        (box.left, box.bottom),
+        (box.left, box.top),
+    ]
+    region = sr.ImageRegion(
+        graphic_type=sr.GraphicTypeValues.POLYLINE,
+        graphic_data=np.array(corners, np.float32),
+        source_image=sr.SourceImageForRegion(
+            referenced_sop_class_uid=dataset.SOPClassUID,
+            referenced_sop_instance_uid=dataset.SOPInstanceUID,
+            referenced_frame_numbers=[frame.frame_number] if _is_multi_frame(dataset) else None,
+        ),
+    )
+    return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(tracked),
+        referenced_region=region,
+        measurements=numbers,
+        geometric_purpose=_BOUNDED_BY,
+        **about,
+    )
+
+
+def _volumetric(
+    segment: Segment,
+    tracked: Finding | Segment,
+    findings: Findings,
+    source: Source,
+    segmentations: Sequence[Dataset],
+    about: dict[str, Any],
+    numbers: Any,
+) -> Any:
+    """Return the TID 1411 group that measures: the numbers of a segment of the SEG."""
+    index, number = reference_to(segment, findings)
+    segmentation = segmentations[index]
+    reference = sr.ReferencedSegment(
+        sop_class_uid=segmentation.SOPClassUID,
+        sop_instance_uid=segmentation.SOPInstanceUID,
+        segment_number=number,
+        source_series=sr.SourceSeriesForSegmentation(source.datasets[0].SeriesInstanceUID),
+    )
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(tracked), referenced_segment=reference, measurements=numbers, **about
+    )
+
+
+def _absent(looked_for: Code, findings: Findings, context: Context) -> Any:
+    """Return the TID 1501 group that says: looked for, not found. It stands in a report without drawings only."""
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=context.uid(f"tracking absent {looked_for.value}"), identifier=f"No {looked_for.meaning.lower()}"
+        ),
+        finding_type=code(looked_for),
+        algorithm_id=_algorithm(findings, context),
+        qualitative_evaluations=[sr.QualitativeEvaluation(name=_PRESENCE, value=_ABSENT)],
+    )
+
+
+def _infer_from_region(group: Any) -> None:
+    """Give every number of a TID 1410 group its own copy of the region it was inferred from.
+
+    Viewers that make a measurement editable look for the coordinates inside the number.
+    """
+    items = group[0].ContentSequence
+    region = next(item for item in items if item.ValueType == "SCOORD")
+    for item in items:
+        if item.ValueType == "NUM":
+            copied = deepcopy(region)
+            copied.RelationshipType = "INFERRED FROM"
+            item.ContentSequence = [*item.get("ContentSequence", ()), copied]
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def _box_of(segment: Segment, findings: Findings) -> Box:
+    """Return the box around a segment on the frame that shows the most of it."""
+    mask = findings.labels[segment.layer] == segment.value
+    frame = int(np.argmax(mask.sum(axis=(1, 2))))
+    rows, columns = np.flatnonzero(mask[frame].any(axis=1)), np.flatnonzero(mask[frame].any(axis=0))
+    return Box(frame, float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def _tracking(tracked: Finding | Segment) -> Any:
+    return sr.TrackingIdentifier(uid=tracked.tracking_uid, identifier=tracked.tracking_identifier)
+
+
+def _sites(site: Code | None, laterality: Code | None) -> list[Any] | None:
+    if site is None:
+        return None
+    return [sr.FindingSite(code(site), laterality=code(laterality) if laterality else None)]
+
+
+def _algorithm(findings: Findings, context: Context) -> Any:
+    parameters = algorithm_parameters(context, findings.parameters)
+    return sr.AlgorithmIdentification(
+        name=context.model.name,
+        version=context.model.version,
+        parameters=[f"{name}={value}" for name, value in parameters.items()],
+        family=ARTIFICIAL_INTELLIGENCE,
+        manufacturer=context.model.manufacturer[:64],
+    )
+
+
+def _certainty(finding: Finding, findings: Findings, context: Context) -> Any:
+    return sr.Measurement(
+        name=_CERTAINTY,
+        value=round(finding.confidence * 100, 1),
+        unit=_PERCENT,
+        algorithm_id=_algorithm(findings, context),
+    )
+
+
+def _measured(measurements: Sequence[Measurement], findings: Findings, context: Context) -> list[Any]:
+    return [
+        sr.Measurement(
+            name=code(measurement.name),
+            value=measurement.value,
+            unit=code(measurement.unit),
+            derivation=code(measurement.derivation) if measurement.derivation else None,
+            algorithm_id=_algorithm(findings, context),
+        )
+        for measurement in measurements
+    ]
+
+
+def _observation_context(context: Context) -> Any:
+    return sr.ObservationContext(
+        observer_device_context=sr.ObserverContext(
+            observer_type=_DEVICE,
+            observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+                uid=context.model.device_uid,
+                name=context.ae_title,
+                manufacturer_name=MANUFACTURER,
+                model_name=MANUFACTURER_MODEL_NAME,
+                serial_number=context.model.digest[:16],
+            ),
+        )
+    )
+
+
+def _predecessor(earlier: Predecessor, image: Dataset) -> Dataset:
+    """Return what highdicom reads of an earlier version (PS3.3 C.17.2.3)."""
+    reference = Dataset()
+    reference.update(image)
+    reference.SOPClassUID = earlier.sop_class_uid
+    reference.SOPInstanceUID = earlier.sop_instance_uid
+    reference.SeriesInstanceUID = earlier.series_instance_uid
+    reference.StudyInstanceUID = earlier.study_instance_uid
+    return reference
+
+
+def _is_multi_frame(dataset: Dataset) -> bool:
+    return int(dataset.get("NumberOfFrames") or 1) > 1

@@ -1,0 +1,340 @@
+"""One series becomes voxels in patient order, and a mask over those voxels becomes slices of the source again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset, dcmread
+from pydicom.pixels.utils import iter_pixels
+
+from dicom_node.errors import InputRefused, NotApplicable
+from dicom_node.findings import Reason
+from dicom_node.manifest import InputSlot
+from dicom_node.source import Source, SourceFrame
+from workers.prediction import Grid
+
+_THREADS = 4
+_SAME_POSITION = 0.01  # mm
+_AIR = -1024  # HU; also what lies outside a CT's reconstruction circle
+_AXES = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # to the head, to the back, to the left
+_PLANES = {0: "axial", 1: "coronal", 2: "sagittal"}  # by the patient axis that crosses the slices
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A series as a model sees it, and the way back.
+
+    `order[n]` is the source axis (frames, rows, columns) that canonical axis n was; `flipped[n]` says that it
+    runs the other way. `notes` say what of the series was left out, and why.
+    """
+
+    source: Source
+    grid: Grid
+    order: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def plane(self) -> str:
+        """Return axial, coronal or sagittal: the patient plane nearest to the slices."""
+        return _PLANES[self.grid.stack]
+
+    def to_source(self, array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        """Return an array over the grid as `(frames, rows, columns)` of the source, voxel for voxel."""
+        return np.ascontiguousarray(np.transpose(_flip(array, self.flipped), np.argsort(self.order)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """One 2D image with its place; `spacing` is (between rows, between columns) in mm."""
+
+    instance: int
+    frame_number: int
+    orientation: tuple[float, ...]
+    position: npt.NDArray[np.float64]
+    spacing: tuple[float, float]
+    shape: tuple[int, int]
+    slope: float
+    intercept: float
+    rank: tuple[int, int]
+
+    @property
+    def stack(self) -> tuple[Any, ...]:
+        """Return what slices of one stack have in common."""
+        return (
+            tuple(round(value, 3) + 0.0 for value in self.orientation),
+            self.shape,
+            tuple(round(value, 4) for value in self.spacing),
+        )
+
+    @property
+    def normal(self) -> npt.NDArray[np.float64]:
+        """Return the unit vector that rows and columns span no part of."""
+        row, column = np.array(self.orientation[:3]), np.array(self.orientation[3:])
+        normal = np.cross(row, column)
+        return np.asarray(normal / np.linalg.norm(normal))
+
+
+def load(paths: Sequence[Path]) -> Volume:
+    """Read the instances of one series into a volume.
+
+    Raises:
+        NotApplicable: there is no stack of slices with a place in the patient, or no pixel data.
+        InputRefused: a file cannot be read, or its pixels cannot be decoded here.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        headers = list(pool.map(_header, paths))
+        slices, notes = _one_stack(
+            [piece for number, header in enumerate(headers) for piece in _slices(number, header)]
+        )
+        values = _decoded(paths, headers, slices, pool)
+    used = sorted({piece.instance for piece in slices})
+    place = {number: index for index, number in enumerate(used)}
+    source = Source(
+        tuple(headers[number] for number in used),
+        tuple(SourceFrame(place[piece.instance], piece.frame_number) for piece in slices),
+    )
+    grid, order, flipped = _canonical(values, slices)
+    return Volume(source, grid, order, flipped, tuple(notes))
+
+
+# -- headers ------------------------------------------------------------------------------------------------------
+
+
+def _header(path: Path) -> Dataset:
+    try:
+        return dcmread(path, stop_before_pixels=True)
+    except Exception as error:
+        # pydicom answers a broken file with whatever exception comes first
+        raise InputRefused(f"an instance cannot be read: {type(error).__name__}") from error
+
+
+def _slices(instance: int, header: Dataset) -> Iterable[_Slice]:
+    """Yield every frame that has a place in the patient."""
+    if "PerFrameFunctionalGroupsSequence" in header:
+        shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
+        for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence, start=1):
+            yield from _slice(instance, number, header, _functional(frame, shared[0]))
+    elif int(header.get("NumberOfFrames") or 1) == 1:
+        yield from _slice(instance, 1, header, header)
+
+
+def _functional(frame: Dataset, shared: Dataset) -> Dataset:
+    """Return the attributes of one frame of an enhanced object as a classic header has them (PS3.3 C.7.6.16)."""
+    flat = Dataset()
+    for keyword in (
+        "PlanePositionSequence",
+        "PlaneOrientationSequence",
+        "PixelMeasuresSequence",
+        "PixelValueTransformationSequence",
+        "FrameContentSequence",
+    ):
+        items = frame.get(keyword) or shared.get(keyword)
+        if items:
+            flat.update(items[0])
+    return flat
+
+
+def _slice(instance: int, frame_number: int, header: Dataset, place: Dataset) -> Iterable[_Slice]:
+    try:
+        orientation = tuple(float(value) for value in place.ImageOrientationPatient)
+        position = np.array([float(value) for value in place.ImagePositionPatient])
+        spacing = tuple(float(value) for value in place.PixelSpacing)
+        piece = _Slice(
+            instance=instance,
+            frame_number=frame_number,
+            orientation=orientation,
+            position=position,
+            spacing=(spacing[0], spacing[1]),
+            shape=(int(header.Rows), int(header.Columns)),
+            slope=float(place.get("RescaleSlope") or 1.0),
+            intercept=float(place.get("RescaleIntercept") or 0.0),
+            rank=(int(header.get("AcquisitionNumber") or 0), int(header.get("InstanceNumber") or 0)),
+        )
+    except (AttributeError, TypeError, ValueError, IndexError):
+        return
+    if len(orientation) == 6 and len(position) == 3 and min(piece.spacing) > 0:
+        yield piece
+
+
+def _one_stack(slices: Sequence[_Slice]) -> tuple[list[_Slice], list[str]]:
+    """Return the largest set of parallel slices, sorted along their normal, one for each position."""
+    stacks: dict[tuple[Any, ...], list[_Slice]] = defaultdict(list)
+    for piece in slices:
+        stacks[piece.stack].append(piece)
+    if not stacks:
+        raise NotApplicable(Reason.GEOMETRY_UNUSABLE, "no image has a position and an orientation in the patient")
+    largest = max(stacks.values(), key=len)
+    notes = []
+    if len(largest) < len(slices):
+        notes.append(f"{len(slices) - len(largest)} images of another orientation or size left out")
+    normal = largest[0].normal
+    kept: list[_Slice] = []
+    for piece in sorted(largest, key=lambda piece: (round(float(piece.position @ normal), 2), piece.rank)):
+        if not kept or float((piece.position - kept[-1].position) @ normal) > _SAME_POSITION:
+            kept.append(piece)
+    if len(kept) < len(largest):
+        notes.append(f"{len(largest) - len(kept)} images at a position that another one has left out")
+    return kept, notes
+
+
+# -- pixels -------------------------------------------------------------------------------------------------------
+
+
+def _decoded(
+    paths: Sequence[Path], headers: Sequence[Dataset], slices: Sequence[_Slice], pool: ThreadPoolExecutor
+) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+    """Return rescaled values of shape `(slices, rows, columns)`: int16 where that is exact, else float32."""
+    whole = all(piece.slope == int(piece.slope) and piece.intercept == int(piece.intercept) for piece in slices)
+    values = np.empty((len(slices), *slices[0].shape), np.int16 if whole else np.float32)
+    by_instance: dict[int, list[int]] = defaultdict(list)
+    for index, piece in enumerate(slices):
+        by_instance[piece.instance].append(index)
+
+    def fill(item: tuple[int, list[int]]) -> None:
+        number, indices = item
+        frames = [slices[index].frame_number - 1 for index in indices]
+        for index, stored in zip(indices, _stored(paths[number], headers[number], frames), strict=True):
+            values[index] = _rescaled(stored, slices[index], headers[number], values.dtype)
+
+    list(pool.map(fill, by_instance.items()))
+    return values
+
+
+def _stored(path: Path, header: Dataset, frames: list[int]) -> Iterable[npt.NDArray[Any]]:
+    """Return the stored values of some frames; raise where they are not there or cannot be decoded."""
+    if int(header.get("SamplesPerPixel") or 1) != 1:
+        raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
+    try:
+        return list(iter_pixels(path, indices=frames))
+    except (AttributeError, KeyError) as error:
+        raise NotApplicable(Reason.NO_PIXEL_DATA, "an image has no pixel data") from error
+    except Exception as error:
+        # decoders of several libraries stand behind this, each with exceptions of its own
+        syntax = header.file_meta.TransferSyntaxUID.name
+        raise InputRefused(f"pixels in {syntax} cannot be decoded here: {type(error).__name__}") from error
+
+
+def _rescaled(
+    stored: npt.NDArray[Any], piece: _Slice, header: Dataset, dtype: npt.DTypeLike
+) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+    """Apply Modality LUT slope and intercept (PS3.3 C.11.1); what a CT never measured becomes air."""
+    values = stored.astype(np.float32) * piece.slope + piece.intercept
+    if header.get("Modality") == "CT":
+        if "PixelPaddingValue" in header:
+            values[stored == header.PixelPaddingValue] = _AIR
+        np.maximum(values, _AIR, out=values)
+    if np.issubdtype(np.dtype(dtype), np.integer):
+        np.clip(values, -32768, 32767, out=values)
+    return values.astype(dtype)
+
+
+# -- geometry -----------------------------------------------------------------------------------------------------
+
+
+def _canonical(
+    values: npt.NDArray[Any], slices: Sequence[_Slice]
+) -> tuple[Grid, tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Turn source order into patient order: each axis named after the patient axis nearest to it."""
+    first = slices[0]
+    rows_run, columns_run = np.array(first.orientation[3:]), np.array(first.orientation[:3])
+    directions = np.stack([first.normal, rows_run, columns_run])  # of the source axes: frames, rows, columns
+    order = _nearest(directions)
+    flipped = tuple(bool(directions[axis] @ _AXES[n] < 0) for n, axis in enumerate(order))
+    stack = order.index(0)
+    positions = np.array([piece.position for piece in slices])
+    along = positions @ first.normal
+    origins = positions + _corner(first, order, flipped)
+    gap = float(np.median(np.diff(along))) if len(slices) > 1 else 1.0
+    spacing = (gap, *first.spacing)
+    thickness = _thickness(along, gap)
+    if flipped[stack]:
+        along, origins, thickness = -along[::-1], origins[::-1], thickness[::-1]
+    grid = Grid(
+        values=np.ascontiguousarray(_flip(np.transpose(values, order), flipped)),
+        spacing=(spacing[order[0]], spacing[order[1]], spacing[order[2]]),
+        stack=stack,
+        positions=along,
+        thickness=thickness,
+        directions=np.array([directions[axis] * (-1 if flipped[n] else 1) for n, axis in enumerate(order)]),
+        origins=origins,
+    )
+    return grid, order, (flipped[0], flipped[1], flipped[2])
+
+
+def _nearest(directions: npt.NDArray[np.float64]) -> tuple[int, int, int]:
+    """Return for each patient axis the source axis nearest to it, each used once, the clearest match first."""
+    likeness = np.abs(_AXES @ directions.T)
+    order = [0, 0, 0]
+    for _ in range(3):
+        patient, axis = np.unravel_index(np.argmax(likeness), likeness.shape)
+        order[patient] = int(axis)
+        likeness[patient, :] = -1
+        likeness[:, axis] = -1
+    return order[0], order[1], order[2]
+
+
+def _corner(first: _Slice, order: Sequence[int], flipped: Sequence[bool]) -> npt.NDArray[np.float64]:
+    """Return the way from a slice's first pixel to the pixel that is first in patient order, mm."""
+    way = np.zeros(3)
+    rows_run, columns_run = np.array(first.orientation[3:]), np.array(first.orientation[:3])
+    for n, axis in enumerate(order):
+        if flipped[n] and axis == 1:
+            way += rows_run * first.spacing[0] * (first.shape[0] - 1)
+        if flipped[n] and axis == 2:
+            way += columns_run * first.spacing[1] * (first.shape[1] - 1)
+    return way
+
+
+def _thickness(along: npt.NDArray[np.float64], gap: float) -> npt.NDArray[np.float64]:
+    """Return what each plane stands for, mm: half the way to each neighbour, at the ends half a typical gap."""
+    if len(along) == 1:
+        return np.array([gap])
+    gaps = np.concatenate([[gap], np.diff(along), [gap]])
+    return np.asarray((gaps[:-1] + gaps[1:]) / 2)
+
+
+def _flip(array: npt.NDArray[Scalar], flipped: Sequence[bool]) -> npt.NDArray[Scalar]:
+    return array[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
+
+
+# -- fitness ------------------------------------------------------------------------------------------------------
+
+
+def check_input(volume: Volume, slot: InputSlot) -> None:
+    """Raise NotApplicable with the first reason why the series is not what the model was made for."""
+    header = volume.source.datasets[0]
+    modality = str(header.get("Modality") or "")
+    if modality not in slot.modality:
+        raise NotApplicable(Reason.WRONG_MODALITY, f"{modality or 'none'}, made for {', '.join(slot.modality)}")
+    body_part = str(header.get("BodyPartExamined") or "").strip().upper()
+    if slot.body_part and body_part and body_part not in slot.body_part:
+        raise NotApplicable(Reason.WRONG_BODY_PART, f"{body_part}, made for {', '.join(slot.body_part)}")
+    image_type = {str(value).upper() for value in header.get("ImageType") or ()}
+    if unwanted := image_type & set(slot.image_type_excludes):
+        raise NotApplicable(Reason.WRONG_IMAGE_TYPE, ", ".join(sorted(unwanted)))
+    if slot.orientation not in ("any", volume.plane):
+        raise NotApplicable(Reason.WRONG_ORIENTATION, f"{volume.plane}, made for {slot.orientation}")
+    _check_spacing(volume, slot)
+
+
+def _check_spacing(volume: Volume, slot: InputSlot) -> None:
+    frames = len(volume.source.frames)
+    if frames not in slot.frames:
+        raise NotApplicable(Reason.TOO_FEW_SLICES, f"{frames} slices, made for {slot.frames.min:g} and more")
+    spacing = volume.grid.spacing
+    stack = volume.grid.stack
+    in_plane = [value for axis, value in enumerate(spacing) if axis != stack]
+    if spacing[stack] not in slot.slice_spacing:
+        raise NotApplicable(Reason.SPACING_OUT_OF_RANGE, f"slices {spacing[stack]:.2f} mm apart")
+    if any(value not in slot.in_plane_spacing for value in in_plane):
+        raise NotApplicable(Reason.SPACING_OUT_OF_RANGE, f"pixels {max(in_plane):.2f} mm apart")
