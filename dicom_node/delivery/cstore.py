@@ -31,8 +31,17 @@ class Parcel:
     path: Path
 
 
-def deliver(parcels: Sequence[Parcel], peer: Peer, *, ae_title: str, timing: DeliveryTable) -> list[tuple[str, int]]:
+def deliver(
+    parcels: Sequence[Parcel],
+    peer: Peer,
+    *,
+    ae_title: str,
+    timing: DeliveryTable,
+    sent: Callable[[Parcel, int], None] = lambda parcel, status: None,
+) -> list[tuple[str, int]]:
     """Send every parcel on one association; return `(SOP Instance UID, status)` for each.
+
+    `sent` is called after each one that the peer has stored.
 
     Raises:
         PeerUnreachable: no association; PeerBusy: a status that means "later", or the association broke.
