@@ -14,6 +14,7 @@ from pathlib import Path
 from dicom_node.entities import Header
 from dicom_node.errors import SpoolFull, Unavailable
 
+_REMEMBERED = 10_000  # folders known to exist
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 Bytes = bytes | memoryview
 
@@ -58,10 +59,15 @@ class Spool:
         return str(path)
 
     def keep_result(self, sop_instance_uid: str, content: Bytes) -> tuple[str, str]:
-        """Write an encoded result object; return its path and the SHA-256 (hex) of the file."""
-        path = Path("results", sop_instance_uid[-2:], f"{sop_instance_uid}.dcm")
+        """Write an encoded result object; return its path and the SHA-256 (hex) of the file.
+
+        The digest is part of the name: a worker that lost its lease and still writes the same object, with
+        other times in it, must not change the bytes that the ledger knows and that a peer may hold already.
+        """
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = Path("results", sop_instance_uid[-2:], f"{sop_instance_uid}.{sha256[:16]}.dcm")
         self._write(path, b"", content, room=False)
-        return str(path), hashlib.sha256(content).hexdigest()
+        return str(path), sha256
 
     def sweep_incoming(self) -> int:
         """Delete temporary files that an earlier life of the node left; return how many."""
@@ -76,6 +82,7 @@ class Spool:
         temporary = self._incoming / uuid.uuid4().hex
         with _availability():
             try:
+                self._make(self._incoming)
                 with temporary.open("xb", buffering=0) as file:
                     _write_all(file.fileno(), preamble)
                     _write_all(file.fileno(), content)
@@ -85,18 +92,24 @@ class Spool:
                 os.replace(temporary, target)
                 _fsync_folder(target.parent)
             except BaseException:
+                self._known.clear()  # somebody may have deleted a folder that we remember
                 temporary.unlink(missing_ok=True)
                 raise
 
     def _make(self, folder: Path) -> None:
-        """Make a folder and its parents, each durable in its own parent."""
+        """Make a folder and its parents, each durable in its own parent.
+
+        One that exists is synced as well the first time: another thread may have made it this very moment.
+        """
         if folder in self._known:
             return
         if not folder.is_dir():
-            if folder.parent != folder:
-                self._make(folder.parent)
+            self._make(folder.parent)
             folder.mkdir(exist_ok=True)
+        if folder != self.storage and folder.is_relative_to(self.storage):
             _fsync_folder(folder.parent)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
         self._known.add(folder)
 
 
