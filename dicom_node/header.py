@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from io import BytesIO
@@ -9,8 +10,10 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_node.entities import Header, SlicePlace
 from dicom_node.errors import InvalidInstance
@@ -21,6 +24,7 @@ _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _LENIENT_UID = re.compile(r"[0-9][0-9.]{0,63}")
 _PIXEL_DATA_GROUP = 0x7FE0
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_LARGEST_INTEGER = 2**31 - 1  # what a column of the ledger holds
 _MAXIMUM_INFLATED = 64 * 1024 * 1024  # bytes of a deflated dataset that are looked at
 _TAGS = [
     0x00080016,  # SOP Class UID
@@ -51,7 +55,7 @@ def read_header(data: bytes | memoryview, transfer_syntax_uid: str) -> Header:
         sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
         study_instance_uid=_uid(dataset, "StudyInstanceUID"),
         series_instance_uid=_uid(dataset, "SeriesInstanceUID"),
-        modality=str(_value(dataset, "Modality") or "")[:16],
+        modality=_code(_value(dataset, "Modality")),
         number_of_frames=_integer(_value(dataset, "NumberOfFrames")) or 1,
         announced=_announced(dataset),
         place=_place(dataset),
@@ -65,20 +69,25 @@ def is_valid_uid(text: str) -> bool:
 
 
 def _parse(data: bytes | memoryview, transfer_syntax_uid: str) -> Dataset:
-    stream = BytesIO(_inflated(data) if transfer_syntax_uid == DeflatedExplicitVRLittleEndian else data)
+    is_whole = True
+    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+        data, is_whole = _inflated(data)
+    stream = BytesIO(data)
     size = stream.getbuffer().nbytes
+    is_implicit = transfer_syntax_uid == ImplicitVRLittleEndian
     claimed: list[int] = []
 
     def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
         if tag >> 16 < _PIXEL_DATA_GROUP:
             return False
+        claimed.append(12 if not is_implicit and vr in EXPLICIT_VR_LENGTH_32 else 8)
         claimed.append(0 if length == _UNDEFINED_LENGTH else length)
         return True
 
     try:
         dataset = read_dataset(
             stream,
-            is_implicit_VR=transfer_syntax_uid == ImplicitVRLittleEndian,
+            is_implicit_VR=is_implicit,
             is_little_endian=transfer_syntax_uid != ExplicitVRBigEndian,
             stop_when=at_pixel_data,
             specific_tags=_TAGS,
@@ -86,16 +95,28 @@ def _parse(data: bytes | memoryview, transfer_syntax_uid: str) -> Dataset:
     except Exception as error:
         # pydicom answers garbage with whatever exception comes first: to us they all mean the same
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set cannot be parsed") from error
-    if stream.tell() + sum(claimed) > size:
+    if is_whole and (stream.tell() + sum(claimed) > size or any(map(_is_short, dataset.values()))):
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
     return dataset
 
 
-def _inflated(data: bytes | memoryview) -> bytes:
+def _is_short(element: Any) -> bool:
+    """Return whether an element has fewer bytes than its length says."""
+    if not isinstance(element, RawDataElement) or element.length == _UNDEFINED_LENGTH:
+        return False
+    return element.length > len(element.value or b"")
+
+
+def _inflated(data: bytes | memoryview) -> tuple[bytes, bool]:
+    """Return the beginning of a deflated dataset, and whether that is all of it."""
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, _MAXIMUM_INFLATED)
+        inflated = inflate.decompress(data, _MAXIMUM_INFLATED)
     except zlib.error as error:
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The deflated data set cannot be inflated") from error
+    if not inflate.eof and len(inflated) < _MAXIMUM_INFLATED:
+        raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
+    return inflated, inflate.eof
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:
@@ -116,11 +137,17 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     return text
 
 
+def _code(value: Any) -> str:
+    """Return a Code String as the ledger can hold it: whatever a broken sender puts in, at most 16 plain characters."""
+    return "".join(letter for letter in str(value or "") if " " <= letter <= "~").strip()[:16]
+
+
 def _integer(value: Any) -> int | None:
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if 0 <= number <= _LARGEST_INTEGER else None
 
 
 def _announced(dataset: Dataset) -> int | None:
@@ -143,5 +170,7 @@ def _place(dataset: Dataset) -> SlicePlace | None:
         a, b, c, d, e, f = (float(number) for number in orientation)
         x, y, z = (float(number) for number in position)
     except (TypeError, ValueError):
+        return None
+    if not all(map(math.isfinite, (a, b, c, d, e, f, x, y, z))):
         return None
     return SlicePlace((a, b, c, d, e, f), (x, y, z))
