@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import redis
 import structlog
@@ -46,8 +46,12 @@ class Dispatcher:
         recovered = self._ledger.jobs.recover(maximum_attempts=self._jobs.maximum_attempts, now=now)
         if recovered:
             log.warning("jobs.recovered", number=recovered, reason="their workers' leases ran out")
-        due = self._ledger.jobs.due(now=now, hint_again=self._jobs.hint_again, limit=2 * _DEPTH)
-        if not due:
+        # asked kind by kind: a long line of inferences must not hide the deliveries behind it
+        due = {
+            kind: self._ledger.jobs.due(kind, now=now, hint_again=self._jobs.hint_again, limit=_DEPTH)
+            for kind in QUEUES
+        }
+        if not any(due.values()):
             return 0
         try:
             sent = self._send(due)
@@ -59,16 +63,13 @@ class Dispatcher:
             self._ledger.jobs.hinted(sent, now=now)
         return len(sent)
 
-    def _send(self, due: list[tuple[int, Kind]]) -> list[int]:
-        room: dict[Kind, int] = defaultdict(int)
+    def _send(self, due: Mapping[Kind, Sequence[int]]) -> list[int]:
         sent: list[int] = []
         try:
             for kind, queue in QUEUES.items():
-                room[kind] = _DEPTH - int(self._redis.llen(queue))
-            for number, kind in due:
-                if room[kind] > 0:
-                    self._celery.send_task(RUN, args=[number], queue=QUEUES[kind], retry=False)
-                    room[kind] -= 1
+                room = max(0, _DEPTH - int(self._redis.llen(queue)))
+                for number in due[kind][:room]:
+                    self._celery.send_task(RUN, args=[number], queue=queue, retry=False)
                     sent.append(number)
         except (redis.RedisError, OperationalError, OSError) as error:
             raise BrokerUnavailable(f"The broker does not answer: {type(error).__name__}") from error

@@ -82,11 +82,6 @@ def advance(state: State, happening: Happening) -> State:
         raise IllegalTransition(f"a job that is {state} cannot be {happening}") from None
 
 
-def sources(happening: Happening) -> tuple[State, ...]:
-    """Return the states in which `happening` may happen."""
-    return tuple(state for state, event in TRANSITIONS if event is happening)
-
-
 def backoff(attempts: int, *, first: float, maximum: float, jitter: random.Random) -> float:
     """Return the seconds to wait before attempt `attempts` + 1: doubling, up to `maximum`, spread by half.
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, exists, func, or_, select, update
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
 from dicom_node.ledger.schema import holding, job, result, series
-from dicom_node.lifecycle import REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance, sources
+from dicom_node.lifecycle import REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance
 from dicom_node.routing import Order
 
 
@@ -89,6 +89,7 @@ class Jobs:
         unmoved = (
             (series.c.series_instance_uid == series_instance_uid)
             & (series.c.revision == revision)
+            & (series.c.complete_revision < revision)
             & (series.c.last_activity == last_activity)
             & ~exists().where(holding.c.series_instance_uid == series.c.series_instance_uid)
         )
@@ -145,22 +146,22 @@ class Jobs:
             & (job.c.revision < revision)
             & job.c.state.in_([State.QUEUED, State.FAILED])
         )
-        for number in connection.execute(select(job.c.job_id).where(older)).scalars().all():
+        for number in connection.execute(select(job.c.job_id).where(older).with_for_update()).scalars().all():
             _move(connection, number, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {revision}")
 
     # -- claimed ------------------------------------------------------------------------------------------
 
-    def due(self, *, now: float, hint_again: float, limit: int) -> list[tuple[int, Kind]]:
-        """Return up to `limit` queued jobs whose time has come and that no recent message speaks for."""
+    def due(self, kind: Kind, *, now: float, hint_again: float, limit: int) -> list[int]:
+        """Return up to `limit` queued jobs of a kind whose time has come and that no recent message speaks for."""
         stale = or_(job.c.hinted_at.is_(None), job.c.hinted_at < now - hint_again)
         query = (
-            select(job.c.job_id, job.c.kind)
-            .where((job.c.state == State.QUEUED) & (job.c.not_before <= now) & stale)
+            select(job.c.job_id)
+            .where((job.c.state == State.QUEUED) & (job.c.kind == kind) & (job.c.not_before <= now) & stale)
             .order_by(job.c.not_before, job.c.job_id)
             .limit(limit)
         )
         with self._database.reading() as connection:
-            return [(number, Kind(kind)) for number, kind in connection.execute(query)]
+            return list(connection.execute(query).scalars())
 
     def hinted(self, numbers: Iterable[int], *, now: float) -> None:
         """Note that a message was sent for each of these jobs."""
@@ -170,6 +171,7 @@ class Jobs:
     def claim(self, job_id: int, *, worker: str, lease: float, now: float) -> Job | None:
         """Take a queued job for `lease` seconds; None where another has it or it is not due."""
         with self._database.writing() as connection:
+            current = _lock_series_of(connection, job_id)
             taken = connection.execute(
                 update(job)
                 .where((job.c.job_id == job_id) & (job.c.state == State.QUEUED) & (job.c.not_before <= now))
@@ -187,7 +189,7 @@ class Jobs:
             if taken.rowcount == 0:
                 return None
             claimed = _read(connection, job_id)
-            if claimed.kind is Kind.INFER and (current := _revision(connection, claimed)) != claimed.revision:
+            if claimed.kind is Kind.INFER and current != claimed.revision:
                 _move(
                     connection, job_id, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {current}"
                 )
@@ -256,8 +258,9 @@ class Jobs:
         later revision will speak. Returns the deliveries' numbers.
         """
         with self._database.writing() as connection:
+            current = _lock_series_of(connection, held.job_id)
             self._own(connection, held)
-            if (current := _revision(connection, held)) != held.revision:
+            if current != held.revision:
                 detail = f"by revision {current}"
                 _move(connection, held.job_id, Happening.SUPERSEDED, now, reason="superseded", detail=detail)
                 return []
@@ -336,7 +339,9 @@ def _select_jobs() -> Any:
 
 
 def _read(connection: Connection, job_id: int) -> Job:
-    row = connection.execute(_select_jobs().where(job.c.job_id == job_id)).mappings().one_or_none()
+    """Return a job, locked until the transaction ends."""
+    query = _select_jobs().where(job.c.job_id == job_id).with_for_update(of=job)
+    row = connection.execute(query).mappings().one_or_none()
     if row is None:
         raise IllegalTransition(f"there is no job {job_id}")
     return _job(row)
@@ -362,10 +367,14 @@ def _subject(connection: Connection, series_instance_uid: str) -> Subject:
     return Subject(connection.execute(query).scalar_one(), series_instance_uid)
 
 
-def _revision(connection: Connection, of: Job) -> int:
-    """Return the present revision of a job's series; nobody can raise it until the transaction ends."""
-    query = select(series.c.revision).where(series.c.series_instance_uid == of.series_instance_uid)
-    return int(connection.execute(query.with_for_update()).scalar_one())
+def _lock_series_of(connection: Connection, job_id: int) -> int | None:
+    """Return the present revision of a job's series; nobody can raise it until the transaction ends.
+
+    Every transaction that needs both locks the series before the job: two orders would be a deadlock.
+    """
+    query = select(series.c.revision).join_from(series, job).where(job.c.job_id == job_id)
+    revision: int | None = connection.execute(query.with_for_update(of=series)).scalar()
+    return revision
 
 
 def _owned(held: Job) -> Any:
@@ -391,8 +400,7 @@ def _move(
         values.update(not_before=not_before if not_before is not None else now, hinted_at=None, lease_until=None)
     else:
         values.update(ended_at=now, lease_until=None, progress=1.0 if after is State.DONE else before.progress)
-    allowed = sources(happening)
-    connection.execute(update(job).where((job.c.job_id == job_id) & job.c.state.in_(allowed)).values(**values))
+    connection.execute(update(job).where(job.c.job_id == job_id).values(**values))
     subject = Subject(before.study_instance_uid, before.series_instance_uid)
     fields |= {key: value for key, value in (("reason", reason), ("detail", detail)) if value}
     if after is State.QUEUED and not_before and not_before > now:
