@@ -25,6 +25,7 @@ from dicom_node.services import A_ASSOCIATE_RJ, STORAGE_SOP_CLASSES, TRANSFER_SY
 
 log = structlog.get_logger()
 
+_BACKLOG = 128  # connections that may wait to be accepted; pynetdicom's own 5 make a burst wait for seconds
 _ERROR_COMMENT = 64  # characters in a VR of LO
 
 
@@ -37,6 +38,8 @@ class _Open:
     started: float
     released: bool = False
     touched: bool = False
+    busy: bool = False  # a handler is at work on it
+    gone: bool = False  # it has ended; whoever is last, its handler or its end, closes the books
     outcomes: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
 
@@ -51,6 +54,7 @@ class Scp:
         self._intake = intake
         self._admission = settings.admission
         self._open: dict[Any, _Open] = {}
+        self._unclosed: list[_Open] = []  # ended while the ledger was away
         self._lock = threading.Lock()
         self._in_flight = 0
         self._stopping = False
@@ -72,6 +76,7 @@ class Scp:
         for sop_class in STORAGE_SOP_CLASSES:
             entity.add_supported_context(sop_class.uid, list(TRANSFER_SYNTAXES))
         self._server = entity.start_server((node.host, node.port), block=False, evt_handlers=self._handlers())
+        self._server.socket.listen(_BACKLOG)
         return int(self._server.socket.getsockname()[1])
 
     def stop(self, *, grace: float = 10.0) -> None:
@@ -84,15 +89,19 @@ class Scp:
             time.sleep(0.02)
         time.sleep(0.1)  # the response to the last instance leaves after its handler has returned
         for opened in self._listed():
-            opened.association.abort()
+            opened.association.abort(block=False)
         self._server.shutdown()
         self.reap(everything=True)
 
     def reap(self, *, everything: bool = False) -> None:
-        """End the record of associations whose thread is gone without a word."""
+        """End the record of associations whose thread is gone without a word; close what could not be closed."""
         for opened in self._listed():
             if everything or not opened.association.is_alive():
                 self._ended(opened.association)
+        with self._lock:
+            unclosed, self._unclosed = self._unclosed, []
+        for opened in unclosed:
+            self._let_go(opened)
 
     def _handlers(self) -> list[Any]:
         return [
@@ -112,8 +121,8 @@ class Scp:
         requestor = event.assoc.requestor
         identity = AssociationIdentity(
             association_id=uuid.uuid4().hex,
-            calling_ae_title=str(requestor.primitive.calling_ae_title).strip(),
-            called_ae_title=str(requestor.primitive.called_ae_title).strip(),
+            calling_ae_title=_ae_title(requestor.primitive.calling_ae_title),
+            called_ae_title=_ae_title(requestor.primitive.called_ae_title),
             address=str(requestor.address),
         )
         rejection = self._admit(event.assoc, identity)
@@ -165,15 +174,16 @@ class Scp:
         """Close the books on an association; called once or more often, by whichever event comes first."""
         with self._lock:
             opened = self._open.pop(association, None)
-        if opened is None:
-            return
+            if opened is None:
+                return
+            opened.gone = True
+            if opened.busy:  # its handler may still record an instance, and with it a hold on the series
+                return
+        self._close(opened)
+
+    def _close(self, opened: _Open) -> None:
         if opened.touched:
-            try:
-                self._ledger.arrivals.association_ended(
-                    opened.identity.association_id, released=opened.released, now=time.time()
-                )
-            except Unavailable as error:
-                log.error("association.not_closed", reason=str(error))
+            self._let_go(opened)
         if opened.outcomes:
             log.info(
                 "association.ended",
@@ -185,6 +195,17 @@ class Scp:
                 **opened.outcomes,
             )
 
+    def _let_go(self, opened: _Open) -> None:
+        """Let go of the series that an association held; where the ledger is away, `reap` tries again."""
+        try:
+            self._ledger.arrivals.association_ended(
+                opened.identity.association_id, released=opened.released, now=time.time()
+            )
+        except Unavailable as error:
+            log.error("association.not_closed", reason=str(error))
+            with self._lock:
+                self._unclosed.append(opened)
+
     def _listed(self) -> list[_Open]:
         with self._lock:
             return list(self._open.values())
@@ -192,11 +213,12 @@ class Scp:
     # -- C-STORE --------------------------------------------------------------------------------------------
 
     def _on_c_store(self, event: Any) -> int | Dataset:
-        opened = self._open.get(event.assoc)
-        if opened is None:  # it was ended while the message lay in the queue
-            return _answer(Status.PROCESSING_FAILURE, "The association is being closed")
-        with self._flying():
+        with self._flying(event.assoc) as opened:
+            if opened is None:  # it was ended while the message lay in the queue
+                return _answer(Status.PROCESSING_FAILURE, "The association is being closed")
             try:
+                if self._stopping:
+                    raise Unavailable("The node is stopping")
                 return self._store(event, opened)
             except InvalidInstance as error:
                 return self._refused(opened, error.status, str(error), error.offending_element)
@@ -233,21 +255,33 @@ class Scp:
         return _answer(status, comment, offending_element)
 
     @contextmanager
-    def _flying(self) -> Iterator[None]:
-        """Count an instance as in flight while its handler runs."""
+    def _flying(self, association: Any) -> Iterator[_Open | None]:
+        """Count an instance as in flight while its handler runs, and its association as busy."""
         with self._lock:
             self._in_flight += 1
+            opened = self._open.get(association)
+            if opened is not None:
+                opened.busy = True
         try:
-            yield
+            yield opened
         finally:
             with self._lock:
                 self._in_flight -= 1
+                if opened is not None:
+                    opened.busy = False
+            if opened is not None and opened.gone:
+                self._close(opened)
 
     def _note(self, name: str, **fields: Any) -> None:
         try:
             self._ledger.history.note(name, now=time.time(), **fields)
         except Unavailable as error:
             log.error("event.lost", event_name=name, reason=str(error))
+
+
+def _ae_title(sent: Any) -> str:
+    """Return an AE title without what must not be in one (PS3.5 6.2): a database may refuse to hold it."""
+    return "".join(letter for letter in str(sent or "") if " " <= letter <= "~").strip()
 
 
 def _answer(status: int, comment: str, offending_element: int | None = None) -> Dataset:

@@ -158,9 +158,16 @@ class Arrivals:
             )
             connection.execute(delete(holding).where(holding.c.association_id == association_id))
 
-    def forget_associations_of(self, node_id: str) -> None:
-        """Let go of what associations of an earlier life of this node held: they died with it."""
+    def forget_associations_of(self, node_id: str, *, now: float) -> None:
+        """Let go of what associations of an earlier life of this node held: they died with it.
+
+        The silence while the node was down says nothing; the quiet period of what they sent begins now.
+        """
+        theirs = select(holding.c.series_instance_uid).where(holding.c.node_id == node_id)
         with self._database.writing() as connection:
+            connection.execute(
+                update(series).where(series.c.series_instance_uid.in_(theirs)).values(released=False, last_activity=now)
+            )
             connection.execute(delete(holding).where(holding.c.node_id == node_id))
 
     def open_series(self) -> list[OpenSeries]:
