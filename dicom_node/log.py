@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 import warnings
 
 import pydicom.config
@@ -23,7 +24,7 @@ def configure(*, verbose: bool = False) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not terminal),
             _without_identity,
-            structlog.processors.format_exc_info,
+            _with_trace,
             structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -42,6 +43,20 @@ def _silence_libraries() -> None:
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     for module in ("pydicom", "pynetdicom", "highdicom"):
         warnings.filterwarnings("ignore", module=module)
+
+
+def _with_trace(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Say where an exception came from, by type, file and line: its message may quote what a patient is called."""
+    found = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if found is True else found
+    lines: list[str] = []
+    while isinstance(error, BaseException):
+        places = traceback.extract_tb(error.__traceback__)
+        lines.append(type(error).__qualname__ + "".join(f"\n  {at.filename}:{at.lineno} {at.name}" for at in places))
+        error = error.__cause__ or error.__context__
+    if lines:
+        event["exception"] = "\nfrom ".join(lines)
+    return event
 
 
 def _without_identity(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
