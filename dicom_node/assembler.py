@@ -10,9 +10,10 @@ from dicom_node.assembly import Decision, Evidence, decide
 from dicom_node.attributes import read_attributes
 from dicom_node.catalogue import ModelFolder
 from dicom_node.config import CompletionTable
-from dicom_node.errors import InputRefused
+from dicom_node.errors import InputRefused, NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import OpenSeries, StoredInstance
+from dicom_node.ledger.journal import Subject
 from dicom_node.routing import Order, Route, match
 from dicom_node.services import STORAGE_BY_UID, Use
 from dicom_node.spool import Spool
@@ -47,7 +48,17 @@ class Assembler:
             for series in self._ledger.arrivals.open_series()
             if not series.held_open and series.last_activity <= earliest
         ]
-        return sum(self._consider(series, now) for series in candidates)
+        return sum(self._attempt(series, now) for series in candidates)
+
+    def _attempt(self, series: OpenSeries, now: float) -> int:
+        """Consider one series; what breaks on it must not hold up the others."""
+        try:
+            return self._consider(series, now)
+        except NodeError:
+            raise
+        except Exception as error:
+            log.exception("series.defect", series_instance_uid=series.series_instance_uid, error=type(error).__name__)
+            return 0
 
     def _consider(self, series: OpenSeries, now: float) -> int:
         instances = self._ledger.arrivals.instances_of(series.series_instance_uid)
@@ -57,7 +68,7 @@ class Assembler:
         return self._complete(series, instances, decision, now) if decision.complete else 0
 
     def _complete(self, series: OpenSeries, instances: Sequence[StoredInstance], decision: Decision, now: float) -> int:
-        orders = self._orders(series, instances)
+        orders = self._orders(series, instances, now)
         made = self._ledger.jobs.complete(
             series.series_instance_uid,
             revision=series.revision,
@@ -78,7 +89,7 @@ class Assembler:
         )
         return len(made)
 
-    def _orders(self, series: OpenSeries, instances: Sequence[StoredInstance]) -> tuple[Order, ...]:
+    def _orders(self, series: OpenSeries, instances: Sequence[StoredInstance], now: float) -> tuple[Order, ...]:
         """Return what to run; nothing on the node's own results nor on objects that are no images."""
         images = [instance for instance in instances if _use(instance) is not Use.KEPT]
         if series.is_own_result or not images:
@@ -87,6 +98,8 @@ class Assembler:
             attributes = read_attributes(self._spool.absolute(images[0].path), series.calling_ae_title)
         except InputRefused as error:
             log.error("series.unreadable", series_instance_uid=series.series_instance_uid, reason=str(error))
+            subject = Subject(series.study_instance_uid, series.series_instance_uid)
+            self._ledger.history.note("series.unreadable", now=now, subject=subject, reason=str(error))
             return ()
         return match(self._routes, attributes)
 

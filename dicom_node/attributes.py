@@ -9,7 +9,7 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_for_tag
 from pydicom.multival import MultiValue
 
-from dicom_node.errors import InputRefused
+from dicom_node.errors import InputRefused, Unavailable
 from dicom_node.routing import CALLING_AE_TITLE
 
 _NOT_TEXT = frozenset({"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"})
@@ -43,10 +43,14 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def read_attributes(path: Path, calling_ae_title: str = "") -> dict[str, tuple[str, ...]]:
-    """Read the header of a Part 10 file; raise InputRefused where it is none."""
+    """Read the header of a Part 10 file; raise InputRefused where it is none, Unavailable where the disk is away."""
     try:
         dataset = dcmread(path, stop_before_pixels=True)
         return attributes_of(dataset, calling_ae_title)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputRefused(f"{path}: {error.strerror}") from error
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
     except Exception as error:
         # pydicom answers a broken file with whatever exception comes first
         raise InputRefused(f"{path}: not a readable DICOM file ({type(error).__name__})") from error

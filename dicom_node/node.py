@@ -7,7 +7,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -54,10 +55,11 @@ class Node:
 
     def start(self) -> int:
         """Make good what an earlier life left, start the children, listen; return the port."""
+        self._spool.own()
         leftovers = self._spool.sweep_incoming()
         if leftovers:
             log.info("spool.swept", temporary_files=leftovers)
-        self.ledger.arrivals.forget_associations_of(self.node_id)
+        self.ledger.arrivals.forget_associations_of(self.node_id, now=time.time())
         if not self._settings.node.broker:
             self._start_children()
         return self._scp.start()
@@ -68,21 +70,24 @@ class Node:
             self.tick(now=time.time())
 
     def tick(self, *, now: float) -> None:
-        """Do everything that is due, once; a ledger that is away costs this round and nothing else."""
-        for child in self._children:
-            child.watch()
-        self._scp.reap()
+        """Do everything that is due, once; a part that cannot costs this round and no other part."""
+        parts: list[Callable[[], object]] = [child.watch for child in self._children]
+        parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
+        if all([self._did(part) for part in parts]):
+            self._healthy = True
+
+    def _did(self, part: Callable[[], object]) -> bool:
         try:
-            self._assembler.tick(now=now)
-            self._dispatcher.sweep(now=now)
+            part()
         except Unavailable as error:
             if self._healthy:
                 log.error("node.waiting", reason=str(error))
             self._healthy = False
-        except Exception as error:  # one series or job that breaks the loop must not stop the node
+            return False
+        except Exception as error:  # a defect of ours must not stop the node
             log.exception("node.defect", error=type(error).__name__)
-        else:
-            self._healthy = True
+            return False
+        return True
 
     def ask_to_stop(self) -> None:
         """Make `run` return; safe to call from a signal handler."""
@@ -91,11 +96,18 @@ class Node:
     def stop(self) -> None:
         """Finish the instances in flight and the jobs that run, then end everything."""
         self._scp.stop()
-        for child in reversed(self._children):
+        broker, workers = self._children[:1], self._children[1:]
+        for child in workers:
             child.ask_to_stop()
-            child.stop(grace=_WORKER_GRACE)
+        deadline = time.monotonic() + _WORKER_GRACE
+        for child in workers:
+            child.stop(grace=max(0.1, deadline - time.monotonic()))
+        for child in broker:
+            child.ask_to_stop()
+            child.stop(grace=5.0)
         self._dispatcher.close()
         self.ledger.close()
+        self._spool.disown()
 
     # -- children -------------------------------------------------------------------------------------------
 
@@ -103,9 +115,11 @@ class Node:
         """Start the embedded broker, then one worker for each kind of work."""
         self._abandon_workers("")
         broker = Child("broker", lambda: prepare_embedded(self._settings))
+        self._children = [broker]  # known before it is waited for, so that `stop` ends it where that is in vain
         wait_until_ready(self._settings, broker.start())
-        self._children = [broker, *(self._worker(queue) for queue in QUEUES.values())]
-        for worker in self._children[1:]:
+        for queue in QUEUES.values():
+            worker = self._worker(queue)
+            self._children.append(worker)
             worker.start()
 
     def _worker(self, queue: str) -> Child:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dicom_node.entities import Header
-from dicom_node.errors import SpoolFull, Unavailable
+from dicom_node.errors import SettingsError, SpoolFull, Unavailable
 
 _REMEMBERED = 10_000  # folders known to exist
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -28,8 +29,29 @@ class Spool:
         self._minimum_free = minimum_free
         self._incoming = storage / "incoming"
         self._known: set[Path] = set()
+        self._lock: int | None = None
         with _availability():
             self._make(self._incoming)
+
+    def own(self) -> None:
+        """Take the folder for this process until it ends; raise SettingsError where another node has it.
+
+        A second node on the same folder would sweep away what the first is writing and end its broker.
+        """
+        with _availability():
+            descriptor = os.open(self.storage / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise SettingsError(f"node.storage: another node runs on {self.storage}") from error
+        self._lock = descriptor
+
+    def disown(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def absolute(self, path: str) -> Path:
         """Return where a path that the ledger holds lies."""
@@ -71,9 +93,10 @@ class Spool:
 
     def sweep_incoming(self) -> int:
         """Delete temporary files that an earlier life of the node left; return how many."""
-        leftovers = list(self._incoming.iterdir())
-        for path in leftovers:
-            path.unlink(missing_ok=True)
+        with _availability():
+            leftovers = list(self._incoming.iterdir())
+            for path in leftovers:
+                path.unlink(missing_ok=True)
         return len(leftovers)
 
     def _write(self, path: Path, preamble: bytes, content: Bytes, *, room: bool) -> None:
