@@ -37,6 +37,8 @@ def read_model(folder: Path) -> ModelFolder:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: not UTF-8 at byte {error.start}") from error
     manifest = parse(text, where=str(path))
     if manifest.name != folder.name:
         raise SettingsError(f"{path}: name: {manifest.name!r} is not the name of its folder, {folder.name!r}")

@@ -175,6 +175,8 @@ def load(path: Path | None = None) -> Settings:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: not UTF-8 at byte {error.start}") from error
     return parse(text, where=str(path), base=path.parent)
 
 

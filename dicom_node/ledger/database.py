@@ -65,7 +65,12 @@ def open_database(url: str, *, migrate: bool = False) -> Database:
         parsed = make_url(url)
     except SQLAlchemyError as error:
         raise SettingsError("node.ledger: not a SQLAlchemy URL such as postgresql+psycopg://user@host/name") from error
-    engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _server(parsed)
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")  # the driver that is installed with the node
+    try:
+        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _server(parsed)
+    except (SQLAlchemyError, ImportError) as error:
+        raise SettingsError(f"node.ledger: no driver for {parsed.drivername!r} (use postgresql+psycopg)") from error
     database = Database(engine)
     if migrate:
         _migrate(database)
@@ -73,7 +78,12 @@ def open_database(url: str, *, migrate: bool = False) -> Database:
 
 
 def _sqlite(url: Any) -> Engine:
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    if not url.database or url.database == ":memory:":
+        raise SettingsError("node.ledger: SQLite needs a file, sqlite:////path/to/ledger.sqlite3")
+    try:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerUnavailable(f"The ledger's folder cannot be made: {error.strerror}") from error
     engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
