@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 
 import structlog
 
 from dicom_node.config import Settings
 from dicom_node.delivery.cstore import Parcel, deliver
-from dicom_node.errors import Refused
+from dicom_node.errors import Refused, ResultRefused, Unavailable
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.jobs import Job
+from dicom_node.ledger.jobs import Job, StoredResult
 from dicom_node.lifecycle import Happening
 from dicom_node.spool import Spool
 from workers.lease import Lease
@@ -33,12 +34,7 @@ class Delivering:
         if peer is None:
             raise Refused(f"there is no [peer.{job.peer}] in the settings any more")
         parcels = [
-            Parcel(
-                result.sop_class_uid,
-                result.sop_instance_uid,
-                result.transfer_syntax_uid,
-                self._spool.absolute(result.path),
-            )
+            self._parcel(result)
             for result in self._ledger.jobs.results_of(job.parent_id or 0)
             if result.kind in peer.results
         ]
@@ -54,3 +50,14 @@ class Delivering:
             detail=f"{len(statuses)} instances stored at {peer.ae_title}",
             statuses={uid: f"0x{status:04X}" for uid, status in statuses},
         )
+
+    def _parcel(self, result: StoredResult) -> Parcel:
+        """Return what to send; refuse bytes that are not those the ledger vouches for."""
+        path = self._spool.absolute(result.path)
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise Unavailable(f"the result's file cannot be read: {error.strerror}") from error
+        if digest != result.sha256:
+            raise ResultRefused(f"{result.path} is not the file that was written (sha256)")
+        return Parcel(result.sop_class_uid, result.sop_instance_uid, result.transfer_syntax_uid, path)
