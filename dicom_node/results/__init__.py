@@ -53,5 +53,5 @@ def encode_all(kinds: Sequence[str], findings: Findings, source: Source, context
 
 def encoder(kind: str) -> Encoder:
     """Return the module that encodes `kind`."""
-    module: Encoder = importlib.import_module(f"{__name__}.{kind}")  # type: ignore[assignment]
+    module: Encoder = importlib.import_module(f"{__name__}.{kind}")
     return module

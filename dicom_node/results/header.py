@@ -25,18 +25,17 @@ _FROM_SOURCE = (
     "PatientWeight",
     "EthnicGroup",
     "StudyDescription",
-    "ReferencedStudySequence",
     "ProcedureCodeSequence",
     "IssuerOfAccessionNumberSequence",
-    "BodyPartExamined",
-    "PatientPosition",
-    "PositionReferenceIndicator",
     "TimezoneOffsetFromUTC",
     "ClinicalTrialSponsorName",
     "ClinicalTrialProtocolID",
     "ClinicalTrialSubjectID",
 )
-_PAIRED_ONLY = ("Laterality",)
+_FROM_SOURCE_IMAGE = ("BodyPartExamined", "Laterality")  # of an image's General Series; a document has none
+_DOCUMENTS = frozenset({"SR", "KO"})
+_REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
+_NEVER_EMPTY = ("DeidentificationMethod", "DeidentificationMethodCodeSequence", "PatientIdentityRemoved")
 
 
 def code(of: Code) -> PydicomCode:
@@ -66,12 +65,11 @@ def algorithm_parameters(context: Context, parameters: dict[str, str]) -> dict[s
 def complete(dataset: Dataset, source: Source, context: Context, *, series_offset: int) -> Dataset:
     """Fill in what highdicom leaves out; the same for every kind. Returns `dataset`."""
     reference = source.datasets[0]
-    for keyword in _FROM_SOURCE:
+    wanted = _FROM_SOURCE if dataset.Modality in _DOCUMENTS else _FROM_SOURCE + _FROM_SOURCE_IMAGE
+    for keyword in wanted:
         if reference.get(keyword) not in (None, "") and keyword not in dataset:
             dataset[keyword] = reference[keyword]
-    for keyword in _PAIRED_ONLY:
-        if reference.get(keyword):
-            dataset[keyword] = reference[keyword]
+    _drop_what_is_broken(dataset)
     dataset.SeriesNumber = context.series_number + series_offset
     dataset.SeriesDescription = context.series_description()
     dataset.SeriesDate = dataset.ContentDate = f"{context.now:%Y%m%d}"
@@ -83,6 +81,16 @@ def complete(dataset: Dataset, source: Source, context: Context, *, series_offse
     dataset.DeviceSerialNumber = context.ae_title
     dataset.ContentQualification = context.qualification
     return dataset
+
+
+def _drop_what_is_broken(dataset: Dataset) -> None:
+    """Leave out what is copied from the source and is worse than absent: a reference or a method without content."""
+    for keyword in _REFERENCES:
+        if any("ReferencedSOPClassUID" not in item for item in dataset.get(keyword, ())):
+            del dataset[keyword]
+    for keyword in _NEVER_EMPTY:
+        if keyword in dataset and not dataset[keyword].value:
+            del dataset[keyword]
 
 
 def made_by(context: Context) -> dict[str, Any]:
@@ -107,6 +115,8 @@ def with_type_two(datasets: Sequence[Dataset]) -> list[Dataset]:
         for keyword in _TYPE_TWO:
             if keyword not in copied:
                 setattr(copied, keyword, None)
+        if "PerFrameFunctionalGroupsSequence" in copied:
+            _share_geometry(copied)
         if "LossyImageCompression" in copied and copied.LossyImageCompression == "01":
             _complete_lossy(copied)
         filled.append(copied)
@@ -124,6 +134,16 @@ _TYPE_TWO = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+
+
+def _share_geometry(copied: Dataset) -> None:
+    """Put what every frame says alike where highdicom looks for it: some scanners repeat it frame by frame."""
+    shared = Dataset()
+    shared.update((copied.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if keyword not in shared and keyword in copied.PerFrameFunctionalGroupsSequence[0]:
+            shared[keyword] = copied.PerFrameFunctionalGroupsSequence[0][keyword]
+    copied.SharedFunctionalGroupsSequence = [shared]
 
 
 def _complete_lossy(copied: Dataset) -> None:

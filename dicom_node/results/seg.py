@@ -55,7 +55,7 @@ def _encode_layer(layer: int, findings: Findings, source: Source, context: Conte
         series_number=context.series_number,
         sop_instance_uid=context.uid("seg", layer),
         manufacturer_model_name=MANUFACTURER_MODEL_NAME,
-        software_versions=context.software_versions,
+        software_versions=context.software_versions,  # type: ignore[arg-type] # any number of them
         device_serial_number=context.ae_title,
         content_label=context.model.name.upper()[:16],
         content_description=context.disclaimer[:64],
