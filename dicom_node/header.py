@@ -24,6 +24,7 @@ _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _LENIENT_UID = re.compile(r"[0-9][0-9.]{0,63}")
 _PIXEL_DATA_GROUP = 0x7FE0
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})  # JPIP
 _LARGEST_INTEGER = 2**31 - 1  # what a column of the ledger holds
 _MAXIMUM_INFLATED = 64 * 1024 * 1024  # bytes of a deflated dataset that are looked at
 _TAGS = [
@@ -70,7 +71,7 @@ def is_valid_uid(text: str) -> bool:
 
 def _parse(data: bytes | memoryview, transfer_syntax_uid: str) -> Dataset:
     is_whole = True
-    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+    if transfer_syntax_uid in _DEFLATED:
         data, is_whole = _inflated(data)
     stream = BytesIO(data)
     size = stream.getbuffer().nbytes
