@@ -35,7 +35,6 @@ _FROM_SOURCE = (
 _FROM_SOURCE_IMAGE = ("BodyPartExamined", "Laterality")  # of an image's General Series; a document has none
 _DOCUMENTS = frozenset({"SR", "KO"})
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
-_NEVER_EMPTY = ("DeidentificationMethod", "DeidentificationMethodCodeSequence", "PatientIdentityRemoved")
 
 
 def code(of: Code) -> PydicomCode:
@@ -69,7 +68,7 @@ def complete(dataset: Dataset, source: Source, context: Context, *, series_offse
     for keyword in wanted:
         if reference.get(keyword) not in (None, "") and keyword not in dataset:
             dataset[keyword] = reference[keyword]
-    _drop_what_is_broken(dataset)
+    _mend_what_is_broken(dataset)
     dataset.SeriesNumber = context.series_number + series_offset
     dataset.SeriesDescription = context.series_description()
     dataset.SeriesDate = dataset.ContentDate = f"{context.now:%Y%m%d}"
@@ -83,14 +82,14 @@ def complete(dataset: Dataset, source: Source, context: Context, *, series_offse
     return dataset
 
 
-def _drop_what_is_broken(dataset: Dataset) -> None:
-    """Leave out what is copied from the source and is worse than absent: a reference or a method without content."""
+def _mend_what_is_broken(dataset: Dataset) -> None:
+    """Mend what is copied from the source and is worse than absent: a reference or a method without content."""
     for keyword in _REFERENCES:
         if any("ReferencedSOPClassUID" not in item for item in dataset.get(keyword, ())):
             del dataset[keyword]
-    for keyword in _NEVER_EMPTY:
-        if keyword in dataset and not dataset[keyword].value:
-            del dataset[keyword]
+    stated = dataset.get("DeidentificationMethod") or dataset.get("DeidentificationMethodCodeSequence")
+    if dataset.get("PatientIdentityRemoved") == "YES" and not stated:
+        dataset.DeidentificationMethod = "not stated by the source"  # type 1C: it must say something
 
 
 def made_by(context: Context) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def encode(findings: Findings, source: Source, context: Context, made: Made) -> 
         imaging_measurements=groups,
         title=_IMAGING_MEASUREMENT_REPORT,
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
-        referenced_images=[images[number] for number in sorted({source.frames[f].instance for f in key_frames})],
+        referenced_images=_library(key_frames, source, images),
     )
     report = sr.Comprehensive3DSR(
         evidence=[*images, *segmentations],
@@ -225,6 +225,27 @@ def _infer_from_region(group: Any) -> None:
             copied = deepcopy(region)
             copied.RelationshipType = "INFERRED FROM"
             item.ContentSequence = [*item.get("ContentSequence", ()), copied]
+
+
+def _library(key_frames: Sequence[int], source: Source, images: Sequence[Dataset]) -> list[Dataset]:
+    """Return the images that the report draws on, one entry each: the whole series would cost 3.5 kB a slice."""
+    first_frames = {source.frames[frame].instance: source.frames[frame] for frame in sorted(key_frames, reverse=True)}
+    return [_flat(images[number], first_frames[number].frame_number) for number in sorted(first_frames)]
+
+
+def _flat(image: Dataset, frame_number: int) -> Dataset:
+    """Return a header as a classic image has it, which is all that highdicom's image library reads."""
+    if "PerFrameFunctionalGroupsSequence" not in image:
+        return image
+    flat = Dataset()
+    flat.update(image)
+    frame = image.PerFrameFunctionalGroupsSequence[frame_number - 1]
+    shared = image.SharedFunctionalGroupsSequence[0]
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence"):
+        for groups in (shared, frame):
+            if keyword in groups:
+                flat.update(groups[keyword][0])
+    return flat
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
