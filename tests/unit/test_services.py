@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pytest
+from pydicom.uid import UID, AllTransferSyntaxes
+from pynetdicom import sop_class
+from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
+
+from dicom_node.services import (
+    A_ASSOCIATE_RJ,
+    RESULT_SOP_CLASSES,
+    STORAGE_BY_UID,
+    STORAGE_SOP_CLASSES,
+    STORE_ANSWERS,
+    TRANSFER_SYNTAXES,
+    VERDICTS,
+    Admission,
+    Rejection,
+    Status,
+    Use,
+    Verdict,
+    verdict,
+)
+
+WANTED = """
+    CTImageStorage EnhancedCTImageStorage LegacyConvertedEnhancedCTImageStorage
+    MRImageStorage EnhancedMRImageStorage LegacyConvertedEnhancedMRImageStorage
+    ComputedRadiographyImageStorage
+    DigitalXRayImageStorageForPresentation DigitalXRayImageStorageForProcessing
+    DigitalMammographyXRayImageStorageForPresentation DigitalMammographyXRayImageStorageForProcessing
+    UltrasoundImageStorage UltrasoundMultiFrameImageStorage
+    XRayAngiographicImageStorage
+    PositronEmissionTomographyImageStorage EnhancedPETImageStorage LegacyConvertedEnhancedPETImageStorage
+    NuclearMedicineImageStorage
+    SecondaryCaptureImageStorage MultiFrameTrueColorSecondaryCaptureImageStorage
+    SegmentationStorage Comprehensive3DSRStorage KeyObjectSelectionDocumentStorage
+""".split()
+
+
+@pytest.mark.parametrize("keyword", WANTED)
+def test_every_storage_class_that_the_issue_names_is_accepted(keyword):
+    assert getattr(sop_class, keyword) in STORAGE_BY_UID
+
+
+def test_every_row_is_a_storage_class_of_the_standard_under_its_own_name():
+    for row in STORAGE_SOP_CLASSES:
+        name = UID(row.uid).name.removesuffix(" (Retired)")
+        if name == row.uid:  # Label Map Segmentation is newer than pydicom's dictionary
+            continue
+
+        assert name.endswith("Storage") or "Storage - For" in name, row
+        assert row.name.split()[0].casefold() in name.casefold(), row
+
+
+def test_no_class_has_two_rows():
+    assert len(STORAGE_BY_UID) == len(STORAGE_SOP_CLASSES)
+
+
+def test_slices_count_one_by_one_and_results_are_never_an_input():
+    assert [row.name for row in STORAGE_SOP_CLASSES if row.use is Use.IMAGE] == [
+        "CT Image",
+        "MR Image",
+        "Positron Emission Tomography Image",
+    ]
+    assert all(STORAGE_BY_UID[uid].use is Use.KEPT for uid in RESULT_SOP_CLASSES)
+
+
+def test_every_syntax_that_pydicom_names_is_accepted():
+    assert set(TRANSFER_SYNTAXES) == set(AllTransferSyntaxes)
+
+
+def test_every_status_that_we_answer_has_its_reason_and_is_the_standards():
+    assert set(STORE_ANSWERS) == set(Status)
+    for status in Status:
+        assert status in STORAGE_SERVICE_CLASS_STATUS or status == Status.PROCESSING_FAILURE
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning"),
+    [
+        (0x0000, Verdict.STORED),
+        (0xB000, Verdict.STORED),
+        (0xB006, Verdict.STORED),
+        (0xB007, Verdict.STORED),
+        (0x0111, Verdict.STORED),
+        (0x0110, Verdict.AGAIN),
+        (0x0213, Verdict.AGAIN),
+        (0xA700, Verdict.AGAIN),
+        (0xA7FF, Verdict.AGAIN),
+        (0xA900, Verdict.NEVER),
+        (0xA9FF, Verdict.NEVER),
+        (0xC000, Verdict.NEVER),
+        (0xCFFF, Verdict.NEVER),
+        (0x0117, Verdict.NEVER),
+        (0x0122, Verdict.NEVER),
+        (0x0124, Verdict.NEVER),
+        (0xFFFF, Verdict.NEVER),
+        (0x1234, Verdict.NEVER),
+    ],
+)
+def test_a_status_means_stored_again_or_never(status, meaning):
+    assert verdict(status) is meaning
+
+
+def test_the_ranges_of_verdicts_do_not_overlap():
+    seen: set[int] = set()
+    for first, last, _ in VERDICTS:
+        numbers = set(range(first, last + 1))
+        assert numbers
+        assert not numbers & seen
+        seen |= numbers
+
+
+def admission(**changes) -> Admission:
+    values = {
+        "ae_title": "NODE",
+        "check_called_ae_title": True,
+        "calling_ae_titles": frozenset({"CT1", "CT2"}),
+        "maximum_associations": 5,
+        "maximum_associations_per_peer": 2,
+    }
+    return Admission(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("called", "calling", "in_all", "of_peer", "expected"),
+    [
+        ("NODE", "CT1", 0, 0, None),
+        ("NODE ", " CT1 ", 4, 1, None),
+        ("OTHER", "CT1", 0, 0, Rejection.CALLED_AE_TITLE),
+        ("NODE", "EVIL", 0, 0, Rejection.CALLING_AE_TITLE),
+        ("NODE", "CT1", 5, 0, Rejection.LOCAL_LIMIT),
+        ("NODE", "CT1", 3, 2, Rejection.PEER_LIMIT),
+        ("node", "CT1", 0, 0, Rejection.CALLED_AE_TITLE),
+    ],
+)
+def test_admission_says_why_not(called, calling, in_all, of_peer, expected):
+    answer = admission().judge(
+        called_ae_title=called, calling_ae_title=calling, open_in_all=in_all, open_of_peer=of_peer
+    )
+
+    assert answer is expected
+
+
+def test_titles_are_checked_only_when_configured():
+    anyone = admission(check_called_ae_title=False, calling_ae_titles=frozenset())
+
+    assert anyone.judge(called_ae_title="X", calling_ae_title="Y", open_in_all=0, open_of_peer=0) is None
+
+
+def test_limits_are_transient_and_titles_permanent():
+    permanent = {rejection for rejection, (result, _, _) in A_ASSOCIATE_RJ.items() if result == 1}
+
+    assert permanent == {Rejection.CALLING_AE_TITLE, Rejection.CALLED_AE_TITLE}
+    assert set(A_ASSOCIATE_RJ) == set(Rejection)

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import threading
+
+import pytest
+
+from dicom_node.entities import Header
+from dicom_node.errors import SettingsError, SpoolFull, Unavailable
+from dicom_node.spool import Spool
+
+
+def header(number: int = 1, study: str = "1.2", series: str = "1.2.3") -> Header:
+    return Header("1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{number}", study, series, "CT", 1, None, None, False)
+
+
+def test_the_bytes_lie_where_the_path_says(spool):
+    path = spool.keep(header(), b"preamble", memoryview(b"dataset"))
+
+    assert path == "studies/1.2/1.2.3/1.2.3.1.dcm"
+    assert spool.absolute(path).read_bytes() == b"preambledataset"
+
+
+def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(spool, monkeypatch):
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        calls.append("fsync " + os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(str(spool.storage)))
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+
+    spool.keep(header(), b"", b"x")
+
+    assert calls[0].startswith("fsync /incoming/")
+    assert calls[-2:] == ["rename", "fsync /studies/1.2/1.2.3"]
+    assert {"fsync ", "fsync /studies", "fsync /studies/1.2"} <= set(calls[1:-2]), "every new folder is durable as well"
+
+
+def test_a_folder_that_another_thread_makes_this_moment_is_synced_nevertheless(spool, monkeypatch):
+    (spool.storage / "studies" / "1.2" / "1.2.3").mkdir(parents=True)  # made, not synced yet
+    synced: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+
+    spool.keep(header(), b"", b"x")
+
+    assert str(spool.storage / "studies" / "1.2") in synced
+
+
+def test_nothing_is_written_below_the_watermark(tmp_path):
+    spool = Spool(tmp_path, minimum_free=1 << 60)
+
+    with pytest.raises(SpoolFull, match="watermark"):
+        spool.keep(header(), b"", b"x")
+
+    assert not list(tmp_path.rglob("*.dcm"))
+
+
+def test_a_result_may_use_the_room_below_the_watermark(tmp_path):
+    spool = Spool(tmp_path, minimum_free=1 << 60)
+
+    path, _ = spool.keep_result("1.2.3", b"content")
+
+    assert spool.absolute(path).read_bytes() == b"content"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]).returncode:
+        pytest.skip("only root can mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_says_so_and_leaves_nothing_behind(tiny_disk):
+    spool = Spool(tiny_disk)
+    spool.keep(header(1), b"", b"x" * 1000)
+
+    with pytest.raises(SpoolFull, match="disk is full"):
+        spool.keep(header(2), b"", b"x" * 1_000_000)
+
+    assert not list((tiny_disk / "incoming").iterdir())
+    assert [path.name for path in tiny_disk.rglob("*.dcm")] == ["1.2.3.1.dcm"]
+    spool.keep(header(3), b"", b"y" * 1000)
+
+
+def test_a_limit_on_file_size_is_a_full_disk_too(spool):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(SpoolFull):
+            spool.keep(header(), b"", b"x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert not list((spool.storage / "incoming").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.ESTALE])
+def test_a_disk_that_errs_is_unavailable_not_a_defect(spool, monkeypatch, number):
+    def broken(_descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", broken)
+
+    with pytest.raises(Unavailable):
+        spool.keep(header(), b"", b"x")
+
+    assert not list((spool.storage / "incoming").iterdir())
+    assert not list(spool.storage.rglob("*.dcm"))
+
+
+def test_a_write_that_takes_only_a_part_is_continued(spool, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    content = bytes(range(256)) * 4
+
+    path = spool.keep(header(), b"preamble", content)
+
+    assert spool.absolute(path).read_bytes() == b"preamble" + content
+
+
+def test_leftovers_of_an_earlier_life_are_swept_and_only_those(spool):
+    kept = spool.keep(header(), b"", b"x")
+    (spool.storage / "incoming" / "abandoned").write_bytes(b"half")
+
+    swept = Spool(spool.storage).sweep_incoming()
+
+    assert swept == 1
+    assert spool.absolute(kept).exists()
+    assert not list((spool.storage / "incoming").iterdir())
+
+
+def test_a_folder_that_was_deleted_from_outside_is_made_again(spool):
+    spool.keep(header(1), b"", b"x")
+    shutil.rmtree(spool.storage / "studies")
+    shutil.rmtree(spool.storage / "incoming")
+
+    with pytest.raises(Unavailable):  # what we remember is wrong once
+        spool.keep(header(2), b"", b"x")
+    path = spool.keep(header(2), b"", b"x")
+
+    assert spool.absolute(path).exists()
+
+
+def test_other_bytes_of_one_result_never_take_the_place_of_the_first(spool):
+    first, first_digest = spool.keep_result("1.2.3", b"made at 10:00")
+    second, second_digest = spool.keep_result("1.2.3", b"made at 10:01")
+
+    assert spool.absolute(first).read_bytes() == b"made at 10:00"
+    assert spool.absolute(second).read_bytes() == b"made at 10:01"
+    assert first_digest != second_digest
+
+
+def test_many_threads_keep_many_instances_of_one_new_series(spool):
+    failures = []
+
+    def keep(number):
+        try:
+            spool.keep(header(number), b"", str(number).encode())
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=keep, args=(number,)) for number in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert not failures
+    assert len(list(spool.storage.rglob("*.dcm"))) == 50
+
+
+def test_the_descriptors_are_given_back(spool):
+    before = len(os.listdir("/proc/self/fd"))
+
+    for number in range(20):
+        spool.keep(header(number), b"", b"x")
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_one_folder_belongs_to_one_node(spool):
+    spool.own()
+
+    with pytest.raises(SettingsError, match="another node"):
+        Spool(spool.storage).own()
+
+    spool.disown()
+    second = Spool(spool.storage)
+    second.own()
+    second.disown()
