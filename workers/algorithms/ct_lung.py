@@ -1,0 +1,265 @@
+"""The right and the left lung in chest CT, by thresholds and morphology (after Hu, Hoffman and Reinhardt 2001)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from dicom_node.errors import NotApplicable
+from dicom_node.findings import Reason
+from workers.algorithms.airway import find_airway
+from workers.algorithms.morphology import (
+    Mask,
+    ball_close,
+    ball_dilate,
+    ball_erode,
+    components,
+    fill_slices,
+    largest,
+    pooled,
+    unpooled,
+)
+from workers.prediction import Grid, Prediction, Progress
+
+RIGHT, LEFT = 1, 2
+
+_WORKING = 2.0  # mm; voxels of the coarse grid on which all but the border is decided
+_TISSUE = -400.0  # HU between lung and everything else
+_BONE_AND_MUSCLE = -250.0
+_TABLE = 5.0  # mm; what is thinner than twice this and touches the body is not of the body
+_MEAN = (-960.0, -350.0)  # HU that a lung can have on average; gas in the bowel has less
+_SMALLEST = 60_000.0  # mm3 of a lung, or of a part of one that disease has cut off
+_LUNGS = (700_000.0, 12_000_000.0)  # mm3 of both together
+_BOTH_SIDES = 0.2  # share of a region beyond the midline that makes it two lungs grown together
+_NOTCH = 8.0  # mm; vessels and nodules at the border that closing takes in
+_MASS = 22.0  # mm; masses at the chest wall that closing takes in, where they touch ribs and not the heart
+_HEIGHT = 120.0  # mm of lung from base to apex, at the least
+
+
+@dataclass(frozen=True, slots=True)
+class _Coarse:
+    """The grid on which decisions are made: HU, spacing in mm, and what each plane stands for."""
+
+    values: npt.NDArray[np.float32]
+    factor: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    thickness: npt.NDArray[np.float64]
+
+    @property
+    def voxel(self) -> npt.NDArray[np.float64]:
+        """Return the volume of a voxel of each plane, mm3."""
+        return self.thickness * self.spacing[1] * self.spacing[2]
+
+    def size(self, mask: Mask) -> float:
+        """Return the volume of a mask, mm3."""
+        return float(mask.sum(axis=(1, 2)) @ self.voxel)
+
+
+def load(parameters: Mapping[str, object], device: torch.device) -> CtLung:
+    """Return the model; it has no parameters."""
+    return CtLung(device)
+
+
+@dataclass(frozen=True, slots=True)
+class CtLung:
+    """Segments the lungs."""
+
+    device: torch.device
+
+    def __call__(self, grid: Grid, progress: Progress) -> Prediction:
+        """Return labels 1 (right) and 2 (left); raise NotApplicable where there are no lungs."""
+        labels = segment(grid, self.device, progress)
+        return Prediction(labels=labels, parameters={"threshold HU": f"{_TISSUE:g}"})
+
+
+def segment(grid: Grid, device: torch.device, progress: Progress) -> npt.NDArray[np.uint8]:
+    """Return the lungs of `grid`: 1 right, 2 left, uint8 of the grid's shape."""
+    if grid.stack != 0:
+        raise NotApplicable(Reason.WRONG_ORIENTATION, "the slices are not axial")
+    coarse = _coarse(grid, device)
+    body = _body(coarse)
+    progress(0.2)
+    airway = find_airway(coarse.values, body, coarse.thickness, coarse.spacing)
+    progress(0.4)
+    lungs = _lungs(coarse, body, airway)
+    right, left = _sides(lungs, body, airway, coarse)
+    progress(0.6)
+    right, left = _closed(right, left, body, airway, coarse)
+    _require_lungs(right | left, coarse)
+    progress(0.8)
+    labels = _refined(right, left, airway, grid, coarse, device)
+    progress(1.0)
+    return labels
+
+
+def _coarse(grid: Grid, device: torch.device) -> _Coarse:
+    factor = tuple(max(1, round(_WORKING / size)) for size in grid.spacing)
+    factor = (factor[0], factor[1], factor[2])
+    values = torch.from_numpy(grid.values).to(device, torch.float32).clamp_(-1024.0, 600.0)
+    small = pooled(values, factor).cpu().numpy()
+    edges = np.arange(0, len(grid.thickness), factor[0])
+    spacing = (grid.spacing[0] * factor[0], grid.spacing[1] * factor[1], grid.spacing[2] * factor[2])
+    return _Coarse(small, factor, spacing, np.add.reduceat(grid.thickness, edges))
+
+
+def _body(coarse: _Coarse) -> Mask:
+    """Return the patient without table and clothes, its inside filled slice by slice."""
+    tissue = coarse.values > _BONE_AND_MUSCLE
+    core = largest(ball_erode(tissue, _TABLE, coarse.spacing))
+    body = ball_dilate(core, _TABLE, coarse.spacing) & tissue
+    return _filled_to_the_edge(body)
+
+
+def _filled_to_the_edge(body: Mask) -> Mask:
+    """Fill every slice; a body that the field of view cuts counts as closed at the sides."""
+    filled = fill_slices(body)
+    for plane, original in zip(filled, body, strict=True):
+        walls = np.pad(original, 1)
+        for edge in (0, -1):
+            for view in (walls, walls.T):
+                touched = np.flatnonzero(view[1 if edge == 0 else -2])
+                if len(touched) > 1:
+                    view[edge, touched[0] : touched[-1] + 1] = True
+        plane |= ndimage.binary_fill_holes(walls)[1:-1, 1:-1]
+    return filled
+
+
+def _lungs(coarse: _Coarse, body: Mask, airway: Mask) -> Mask:
+    """Return the large regions of air in the body that are no airway and no gas in the gut."""
+    air = (coarse.values < _TISSUE) & body & ~airway
+    labels, sizes = components(ball_erode(air, 1.0, coarse.spacing))
+    numbers = np.arange(1, len(sizes))
+    if not len(numbers):
+        raise NotApplicable(Reason.ORGAN_NOT_FOUND, "there is no air in the body")
+    means = ndimage.mean(coarse.values, labels, numbers)
+    heights = [np.ptp(np.flatnonzero((labels[box] == n).any(axis=(1, 2)))) for n, box in _boxes(labels)]
+    kept = [
+        number
+        for number, mean, height in zip(numbers, means, heights, strict=True)
+        if coarse.size(labels == number) > _SMALLEST / 2 and _MEAN[0] < mean < _MEAN[1] and height >= 1
+    ]
+    if not kept:
+        raise NotApplicable(Reason.ORGAN_NOT_FOUND, "no region of air looks like a lung")
+    seeds = np.isin(labels, kept)
+    return np.asarray(ball_dilate(seeds, 2.5, coarse.spacing) & air)
+
+
+def _boxes(labels: npt.NDArray[np.int32]) -> list[tuple[int, tuple[slice, ...]]]:
+    return list(enumerate(ndimage.find_objects(labels), start=1))
+
+
+def _midline(body: Mask, airway: Mask) -> float:
+    """Return the column between right and left: where the trachea is, else the middle of the body."""
+    columns = airway.sum(axis=(0, 1)) if airway.any() else body.any(axis=(0, 1))
+    return float(np.average(np.arange(len(columns)), weights=columns))
+
+
+def _sides(lungs: Mask, body: Mask, airway: Mask, coarse: _Coarse) -> tuple[Mask, Mask]:
+    """Tell right from left, cutting apart what touches at the junction lines."""
+    middle = _midline(body, airway)
+    right, left = np.zeros_like(lungs), np.zeros_like(lungs)
+    labels, sizes = components(lungs)
+    for number in range(1, len(sizes)):
+        region = labels == number
+        parts = _cut(region, middle, coarse) if _crosses(region, middle) else [region]
+        for part in parts:
+            side = right if _centre(part) < middle else left
+            side |= part
+    return right, left
+
+
+def _crosses(region: Mask, middle: float) -> bool:
+    columns = region.sum(axis=(0, 1))
+    beyond = columns[int(middle) :].sum() / columns.sum()
+    return bool(_BOTH_SIDES < beyond < 1 - _BOTH_SIDES)
+
+
+def _centre(region: Mask) -> float:
+    columns = region.sum(axis=(0, 1))
+    return float(np.average(np.arange(len(columns)), weights=columns))
+
+
+def _cut(region: Mask, middle: float, coarse: _Coarse) -> list[Mask]:
+    """Cut a region in two at its thinnest: erode until it falls apart, then give each voxel to the nearest part."""
+    depth = ndimage.distance_transform_edt(region, coarse.spacing)
+    whole = coarse.size(region)
+    for radius in np.arange(1.0, 20.0, 1.0):
+        labels, sizes = components(depth > radius)
+        order = np.argsort(sizes[1:])[::-1][:2] + 1
+        if len(order) < 2:
+            continue
+        parts = [labels == number for number in order]
+        centres = sorted(_centre(part) for part in parts)
+        if coarse.size(parts[1]) > 0.1 * whole and centres[0] < middle < centres[1]:
+            seeds = np.where(parts[0], 1, 0) + np.where(parts[1], 2, 0)
+            nearest = ndimage.distance_transform_edt(seeds == 0, coarse.spacing, return_distances=False, return_indices=True)
+            owner = seeds[tuple(nearest)]
+            return [region & (owner == 1), region & (owner == 2)]
+    return [region]
+
+
+def _closed(right: Mask, left: Mask, body: Mask, airway: Mask, coarse: _Coarse) -> tuple[Mask, Mask]:
+    """Take in vessels, nodules and masses: notches a ball cannot enter, and holes; never the other lung."""
+    allowed = ball_erode(body, 3.0, coarse.spacing) & ~airway
+    closed = []
+    for lung, other in ((right, left), (left, right)):
+        if not lung.any():
+            closed.append(lung)
+            continue
+        inside = allowed & ~other
+        small = fill_slices(ball_close(lung, _NOTCH, coarse.spacing)) & inside
+        closed.append(small | _masses(small, lung, inside, coarse))
+    both = closed[0] & closed[1]
+    return closed[0] & ~both, closed[1] & ~both
+
+
+def _masses(closed: Mask, lung: Mask, inside: Mask, coarse: _Coarse) -> Mask:
+    """Return the masses at the chest wall that a wider closing takes in: soft tissue that is mostly lung-bound.
+
+    A wider ball also bridges the hollows of heart and hilum; those lie towards the middle, masses at the wall
+    do not.
+    """
+    wide = ball_close(closed, _MASS, coarse.spacing) & inside & ~closed
+    labels, sizes = components(ball_erode(wide, 2.0, coarse.spacing))
+    taken = np.zeros_like(wide)
+    centre = _centre(lung)
+    lateral_sign = 1.0 if centre > coarse.values.shape[2] / 2 else -1.0
+    for number, box in _boxes(labels):
+        region = labels == number
+        if coarse.size(region) < 500.0:
+            continue
+        if (_centre(region) - centre) * lateral_sign > 0:
+            taken |= ball_dilate(region, 2.5, coarse.spacing) & wide
+    return taken
+
+
+def _require_lungs(lungs: Mask, coarse: _Coarse) -> None:
+    size = coarse.size(lungs)
+    if not _LUNGS[0] <= size <= _LUNGS[1]:
+        raise NotApplicable(Reason.VOLUME_OUT_OF_RANGE, f"{size / 1000:.0f} mL of lung")
+    height = float(coarse.thickness[lungs.any(axis=(1, 2))].sum())
+    if height < _HEIGHT:
+        raise NotApplicable(Reason.VOLUME_OUT_OF_RANGE, f"only {height:.0f} mm of lung from base to apex")
+
+
+def _refined(
+    right: Mask, left: Mask, airway: Mask, grid: Grid, coarse: _Coarse, device: torch.device
+) -> npt.NDArray[np.uint8]:
+    """Bring the lungs to full resolution: the inside as decided, the border where the tissue begins."""
+    shape = grid.values.shape
+    labels = np.zeros(shape, np.uint8)
+    aerated = grid.values < _TISSUE
+    wall = unpooled(airway, coarse.factor, shape)
+    for value, lung in ((RIGHT, right), (LEFT, left)):
+        if not lung.any():
+            continue
+        reach = unpooled(ball_dilate(lung, 1.2 * _WORKING, coarse.spacing), coarse.factor, shape)
+        core = unpooled(lung, coarse.factor, shape)
+        # tissue inside the closed outline is vessel, nodule or mass; air just outside is lung that blocks blurred
+        labels[((reach & aerated & ~wall) | core) & (labels == 0)] = value
+    return labels

@@ -1,0 +1,71 @@
+"""Mathematical morphology on voxels; masks are float tensors or boolean arrays of shape (k, j, i)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as nn
+from scipy import ndimage
+
+Mask = npt.NDArray[np.bool_]
+
+
+def ball_dilate(mask: Mask, radius: float, spacing: tuple[float, float, float]) -> Mask:
+    """Grow a mask by `radius` mm in every direction."""
+    if not mask.any():
+        return mask
+    return np.asarray(ndimage.distance_transform_edt(~mask, spacing) <= radius)
+
+
+def ball_erode(mask: Mask, radius: float, spacing: tuple[float, float, float]) -> Mask:
+    """Shrink a mask by `radius` mm; what lies outside the volume counts as inside."""
+    if mask.all():
+        return mask
+    return np.asarray(ndimage.distance_transform_edt(mask, spacing) > radius)
+
+
+def ball_close(mask: Mask, radius: float, spacing: tuple[float, float, float]) -> Mask:
+    """Fill gaps and notches that a ball of `radius` mm cannot enter."""
+    pad = [(int(np.ceil(radius / size)) + 1,) * 2 for size in spacing]
+    grown = ball_dilate(np.pad(mask, pad), radius, spacing)
+    closed = ball_erode(grown, radius, spacing)
+    inner = tuple(slice(before, before + size) for (before, _), size in zip(pad, mask.shape, strict=True))
+    return np.asarray(closed[inner])
+
+
+def fill_slices(mask: Mask) -> Mask:
+    """Fill the holes of every axial slice."""
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+
+
+def pooled(values: torch.Tensor, factor: tuple[int, int, int]) -> torch.Tensor:
+    """Return means over blocks of `factor` voxels; the last, incomplete blocks are averages of what is there."""
+    return nn.avg_pool3d(values[None, None], factor, stride=factor, ceil_mode=True, count_include_pad=False)[0, 0]
+
+
+def unpooled(mask: Mask, factor: tuple[int, int, int], shape: tuple[int, ...]) -> Mask:
+    """Return a pooled mask at full resolution, its border smooth to half a pooled voxel."""
+    if factor == (1, 1, 1):
+        return mask
+    padded = np.pad(mask, 1, mode="edge").astype(np.float32)
+    tensor = torch.from_numpy(padded)[None, None]
+    size = tuple(length * step for length, step in zip(padded.shape, factor, strict=True))
+    fine = nn.interpolate(tensor, size=size, mode="trilinear", align_corners=False)[0, 0]
+    inner = tuple(slice(step, step + length) for step, length in zip(factor, shape, strict=True))
+    return np.asarray((fine[inner] > 0.5).numpy())
+
+
+def components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Return the connected components (faces touch), numbered from 1, and how many voxels each has (0: none)."""
+    labels, number = ndimage.label(mask)
+    return labels, np.bincount(labels.ravel(), minlength=number + 1)
+
+
+def largest(mask: Mask) -> Mask:
+    """Return the largest connected component."""
+    labels, sizes = components(mask)
+    if len(sizes) < 2:
+        return mask
+    sizes[0] = 0
+    return np.asarray(labels == sizes.argmax())

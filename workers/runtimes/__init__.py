@@ -1,0 +1,1 @@
+"""One file for each way to run a model, every one with load(manifest, folder, device) and code_digest(manifest)."""

@@ -1,0 +1,45 @@
+"""Models that come with the node as code: the algorithm in workers.algorithms that bears the model's name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+
+import torch
+
+import workers.algorithms
+from dicom_node.errors import ModelRefused
+from dicom_node.manifest import Manifest
+from workers.prediction import Model
+
+
+def load(manifest: Manifest, folder: Path, device: str) -> Model:
+    """Return the algorithm, ready to run on `device`: auto, cpu or cuda:N."""
+    name = f"workers.algorithms.{manifest.name}"
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModelRefused(f"{manifest.name}: there is no algorithm of this name") from error
+    model: Model = module.load(dict(manifest.parameters), choose_device(device))
+    return model
+
+
+def code_digest(manifest: Manifest) -> str:
+    """Return the SHA-256 (hex) over the source of every algorithm: they build on each other."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(workers.algorithms.__path__[0]).glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def choose_device(setting: str) -> torch.device:
+    """Return the device of a setting; raise ModelRefused where it is not there."""
+    available = torch.cuda.is_available()
+    if setting == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if setting.startswith("cuda") and not available:
+        raise ModelRefused(f"node.device is {setting}, and torch finds no CUDA device")
+    return torch.device(setting)
