@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydicom.datadict import tag_for_keyword
 
 from dicom_node.catalogue import ModelFolder, default_folder, read_catalogue, suggestion
@@ -16,11 +24,22 @@ from dicom_node.errors import SettingsError
 from dicom_node.routing import CALLING_AE_TITLE, Route
 from dicom_node.services import Admission
 
-AeTitle = Annotated[str, StringConstraints(pattern=r"^[ -\[\]-~]{1,16}$", strip_whitespace=True)]  # PS3.5: no backslash
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
+OneOrMore = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)
+]
 Seconds = Annotated[float, Field(ge=0)]
 
+_AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # PS3.5: no backslash
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+_DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+_PATTERNS = {
+    _AE_TITLE: "an AE title: 1 to 16 characters, no backslash",
+    _NAME: "a name: 1 to 32 letters, digits, - and _",
+    _DEVICE: 'a device: "auto", "cpu", "cuda" or "cuda:N"',
+}
+AeTitle = Annotated[str, StringConstraints(pattern=_AE_TITLE, strip_whitespace=True)]
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
 CANDIDATES = (Path("node.toml"), Path("/etc/dicom-node/node.toml"))
 RESULT_KINDS = ("seg", "sr")
 
@@ -39,7 +58,7 @@ class NodeTable(_Table):
     models: Path = Field(default_factory=default_folder)
     ledger: str = ""  # SQLAlchemy URL; empty: SQLite in `storage`
     broker: str = ""  # redis://...; empty: the node starts its own and one set of workers
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, StringConstraints(pattern=_DEVICE)] = "auto"
 
 
 class ReceiveTable(_Table):
@@ -106,8 +125,8 @@ class RouteTable(_Table):
 
     name: str = ""
     when: Mapping[str, str] = Field(default_factory=dict)
-    run: str | tuple[str, ...]
-    send_to: str | tuple[str, ...]
+    run: OneOrMore
+    send_to: OneOrMore
 
     @field_validator("when")
     @classmethod
@@ -138,7 +157,7 @@ class Settings(_Table):
     def routes(self) -> tuple[Route, ...]:
         """Return the routes as values that `routing` matches."""
         return tuple(
-            Route(table.name or f"route {number}", dict(table.when), _names(table.run), _names(table.send_to))
+            Route(table.name or f"route {number}", dict(table.when), table.run, table.send_to)
             for number, table in enumerate(self.route, start=1)
         )
 
@@ -221,12 +240,20 @@ def _explained(error: ValidationError) -> Iterator[str]:
         key = _key(problem["loc"])
         if problem["type"] == "extra_forbidden":
             yield f"{key}: no such key{suggestion(str(last), _keys_of(parents))}"
+        elif problem["type"] == "literal_error":
+            words = re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
+            yield f"{key}: {problem['input']!r} is not one of the words{suggestion(str(problem['input']), words)}"
+        elif problem["type"] == "string_pattern_mismatch":
+            yield f"{key}: {problem['input']!r} is not {_PATTERNS.get(problem['ctx']['pattern'], 'of the right form')}"
+        elif problem["type"] == "model_type":
+            yield f"{key}: must be a table, written [{key}]"
         else:
             yield f"{key}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    parts = [part for part in location if part != "[key]"]  # pydantic's word for the name of a table
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
 
 
 def _keys_of(parents: list[int | str]) -> list[str]:
@@ -236,10 +263,6 @@ def _keys_of(parents: list[int | str]) -> list[str]:
         return list(Settings.model_fields)
     table: Any = tables.get(str(parents[0])) or Settings.model_fields[str(parents[0])].annotation
     return list(table.model_fields)
-
-
-def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value
 
 
 def _nearest_keyword(word: str) -> str:
