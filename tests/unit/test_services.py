@@ -21,19 +21,31 @@ from dicom_node.services import (
     verdict,
 )
 
-WANTED = """
-    CTImageStorage EnhancedCTImageStorage LegacyConvertedEnhancedCTImageStorage
-    MRImageStorage EnhancedMRImageStorage LegacyConvertedEnhancedMRImageStorage
-    ComputedRadiographyImageStorage
-    DigitalXRayImageStorageForPresentation DigitalXRayImageStorageForProcessing
-    DigitalMammographyXRayImageStorageForPresentation DigitalMammographyXRayImageStorageForProcessing
-    UltrasoundImageStorage UltrasoundMultiFrameImageStorage
-    XRayAngiographicImageStorage
-    PositronEmissionTomographyImageStorage EnhancedPETImageStorage LegacyConvertedEnhancedPETImageStorage
-    NuclearMedicineImageStorage
-    SecondaryCaptureImageStorage MultiFrameTrueColorSecondaryCaptureImageStorage
-    SegmentationStorage Comprehensive3DSRStorage KeyObjectSelectionDocumentStorage
-""".split()
+WANTED = [
+    "CTImageStorage",
+    "EnhancedCTImageStorage",
+    "LegacyConvertedEnhancedCTImageStorage",
+    "MRImageStorage",
+    "EnhancedMRImageStorage",
+    "LegacyConvertedEnhancedMRImageStorage",
+    "ComputedRadiographyImageStorage",
+    "DigitalXRayImageStorageForPresentation",
+    "DigitalXRayImageStorageForProcessing",
+    "DigitalMammographyXRayImageStorageForPresentation",
+    "DigitalMammographyXRayImageStorageForProcessing",
+    "UltrasoundImageStorage",
+    "UltrasoundMultiFrameImageStorage",
+    "XRayAngiographicImageStorage",
+    "PositronEmissionTomographyImageStorage",
+    "EnhancedPETImageStorage",
+    "LegacyConvertedEnhancedPETImageStorage",
+    "NuclearMedicineImageStorage",
+    "SecondaryCaptureImageStorage",
+    "MultiFrameTrueColorSecondaryCaptureImageStorage",
+    "SegmentationStorage",
+    "Comprehensive3DSRStorage",
+    "KeyObjectSelectionDocumentStorage",
+]
 
 
 @pytest.mark.parametrize("keyword", WANTED)
