@@ -113,7 +113,7 @@ def test_settings_are_frozen(base):
         ('[node]\nae_title = ""', "node.ae_title: '' is not an AE title"),
         ("[node]\nae_title = 'A\\B'", "is not an AE title"),
         ('[node]\ndevice = "gpu"', "node.device: 'gpu' is not a device"),
-        ("completion = 3", "completion: must be a table, written [completion]"),
+        ("completion = 3\n[node]", "completion: must be a table, written [completion]"),
         ('[receive]\ncalling_ae_titles = ["OK", ""]', "receive.calling_ae_titles[1]"),
         ("[receive]\nmaximum_associations = 0", "receive.maximum_associations"),
         ('[labelling]\nqualification = "RESEACH"', '(did you mean "RESEARCH"?)'),
