@@ -61,7 +61,7 @@ def _tracheal(
     if not len(columns):
         return []
     middle, width = columns.mean(), float(np.ptp(columns)) + 1
-    labels, number = ndimage.label(plane)
+    labels, _number = ndimage.label(plane)
     pixel = spacing[1] * spacing[2]
     found = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -84,7 +84,7 @@ def _follow(lumen: Mask, start: int, region: Mask, spacing: tuple[float, float, 
     pixel = spacing[1] * spacing[2]
     previous = region
     for k in range(start - 1, -1, -1):
-        labels, number = ndimage.label(lumen[k])
+        labels, _number = ndimage.label(lumen[k])
         touched = np.unique(labels[ndimage.binary_dilation(previous)])
         here = np.zeros_like(previous)
         for label in touched[touched > 0]:

@@ -134,14 +134,14 @@ def _lungs(coarse: _Coarse, body: Mask, airway: Mask) -> Mask:
     air = (coarse.values < _TISSUE) & body & ~airway
     labels, sizes = components(ball_erode(air, 1.0, coarse.spacing))
     numbers = np.arange(1, len(sizes))
-    if not len(numbers):
+    if numbers.size == 0:
         raise NotApplicable(Reason.ORGAN_NOT_FOUND, "there is no air in the body")
     means = ndimage.mean(coarse.values, labels, numbers)
-    heights = [np.ptp(np.flatnonzero((labels[box] == n).any(axis=(1, 2)))) for n, box in _boxes(labels)]
+    heights = [int((labels[box] == n).any(axis=(1, 2)).sum()) for n, box in _boxes(labels)]
     kept = [
         number
         for number, mean, height in zip(numbers, means, heights, strict=True)
-        if coarse.size(labels == number) > _SMALLEST / 2 and _MEAN[0] < mean < _MEAN[1] and height >= 1
+        if coarse.size(labels == number) > _SMALLEST / 2 and _MEAN[0] < mean < _MEAN[1] and height >= 2
     ]
     if not kept:
         raise NotApplicable(Reason.ORGAN_NOT_FOUND, "no region of air looks like a lung")
@@ -155,7 +155,7 @@ def _boxes(labels: npt.NDArray[np.int32]) -> list[tuple[int, tuple[slice, ...]]]
 
 def _midline(body: Mask, airway: Mask) -> float:
     """Return the column between right and left: where the trachea is, else the middle of the body."""
-    columns = airway.sum(axis=(0, 1)) if airway.any() else body.any(axis=(0, 1))
+    columns = np.asarray((airway if airway.any() else body).sum(axis=(0, 1)))
     return float(np.average(np.arange(len(columns)), weights=columns))
 
 
@@ -197,7 +197,9 @@ def _cut(region: Mask, middle: float, coarse: _Coarse) -> list[Mask]:
         centres = sorted(_centre(part) for part in parts)
         if coarse.size(parts[1]) > 0.1 * whole and centres[0] < middle < centres[1]:
             seeds = np.where(parts[0], 1, 0) + np.where(parts[1], 2, 0)
-            nearest = ndimage.distance_transform_edt(seeds == 0, coarse.spacing, return_distances=False, return_indices=True)
+            nearest = ndimage.distance_transform_edt(
+                seeds == 0, coarse.spacing, return_distances=False, return_indices=True
+            )
             owner = seeds[tuple(nearest)]
             return [region & (owner == 1), region & (owner == 2)]
     return [region]
@@ -225,11 +227,11 @@ def _masses(closed: Mask, lung: Mask, inside: Mask, coarse: _Coarse) -> Mask:
     do not.
     """
     wide = ball_close(closed, _MASS, coarse.spacing) & inside & ~closed
-    labels, sizes = components(ball_erode(wide, 2.0, coarse.spacing))
+    labels, _sizes = components(ball_erode(wide, 2.0, coarse.spacing))
     taken = np.zeros_like(wide)
     centre = _centre(lung)
     lateral_sign = 1.0 if centre > coarse.values.shape[2] / 2 else -1.0
-    for number, box in _boxes(labels):
+    for number, _box in _boxes(labels):
         region = labels == number
         if coarse.size(region) < 500.0:
             continue
