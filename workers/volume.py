@@ -97,7 +97,7 @@ def load(paths: Sequence[Path]) -> Volume:
             [piece for number, header in enumerate(headers) for piece in _slices(number, header)]
         )
         values = _decoded(paths, headers, slices, pool)
-    used = sorted({piece.instance for piece in slices})
+    used = list(dict.fromkeys(piece.instance for piece in slices))
     place = {number: index for index, number in enumerate(used)}
     source = Source(
         tuple(headers[number] for number in used),

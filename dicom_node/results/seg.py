@@ -76,11 +76,11 @@ def _numbered(labels: npt.NDArray[np.unsignedinteger], segments: Sequence[Segmen
 
 def _on_frames(labels: npt.NDArray[np.uint8], source: Source) -> npt.NDArray[np.uint8]:
     """Return the labels as highdicom wants them: one plane per dataset, or per frame of the one dataset."""
-    if len(source.datasets) > 1 or int(source.datasets[0].get("NumberOfFrames") or 1) == 1:
-        return labels
-    full = np.zeros((int(source.datasets[0].NumberOfFrames), *labels.shape[1:]), labels.dtype)
+    single = len(source.datasets) == 1
+    frames = int(source.datasets[0].get("NumberOfFrames") or 1) if single else len(source.datasets)
+    full = np.zeros((frames, *labels.shape[1:]), labels.dtype)
     for plane, frame in zip(labels, source.frames, strict=True):
-        full[frame.frame_number - 1] = plane
+        full[frame.frame_number - 1 if single else frame.instance] = plane
     return full
 
 

@@ -1,0 +1,52 @@
+"""What all tests share: real peers that may be missing, and real data that may be absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+_SYSTEM = "/usr/sbin:/usr/bin:/usr/local/bin"  # before the environment: pynetdicom installs a storescu of its own
+_ENVIRONMENT = str(Path(sys.executable).parent)
+
+
+def find_tool(name: str) -> str | None:
+    """Return the executable of a real peer or validator, the system's before the environment's."""
+    return shutil.which(name, path=f"{_SYSTEM}:{_ENVIRONMENT}:{os.environ.get('PATH', '')}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose peer is missing; where CI is set, a missing peer is a failure, so that none goes unnoticed."""
+    for marker in item.iter_markers("peer"):
+        (name,) = marker.args
+        if find_tool(name) is None:
+            message = f"{name} is not installed (see .ci/run for the packages)"
+            if os.environ.get("CI"):
+                pytest.fail(message)
+            pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """Return a function from a tool's name to its path; the test must bear the marker `peer`."""
+
+    def path(name: str) -> str:
+        found = find_tool(name)
+        assert found is not None, f"{name} is not installed: mark the test with peer({name!r})"
+        return found
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real studies beside the checkout; skip where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real studies beside the checkout (../shared/data)")
+    return folder
