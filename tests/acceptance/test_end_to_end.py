@@ -46,13 +46,11 @@ def test_the_bytes_at_the_destination_are_the_bytes_that_were_kept(node, orthanc
     storescu(running.port, *files)
     running.wait_until_idle(jobs=2)
 
-    kept = {path.stem: path.read_bytes() for path in (running.folder / "storage" / "results").rglob("*.dcm")}
-    arrived = {}
-    for content in (*orthanc.files_of("SEG"), *orthanc.files_of("SR")):
-        arrived[str(dcmread(BytesIO(content)).SOPInstanceUID)] = content
-    assert arrived.keys() == kept.keys()
-    for uid, content in arrived.items():
-        assert dcmread(BytesIO(content)) == dcmread(BytesIO(kept[uid]))
+    kept = [dcmread(path) for path in (running.folder / "storage" / "results").rglob("*.dcm")]
+    arrived = [dcmread(BytesIO(content)) for content in (*orthanc.files_of("SEG"), *orthanc.files_of("SR"))]
+    assert {str(dataset.SOPInstanceUID): dataset for dataset in arrived} == {
+        str(dataset.SOPInstanceUID): dataset for dataset in kept
+    }
 
 
 def test_the_same_study_pushed_twice_makes_one_set_of_results(node, orthanc, tmp_path):

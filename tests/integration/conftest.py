@@ -1,0 +1,123 @@
+"""A node's parts over real sockets on loopback, and what sends to them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pynetdicom import AE
+
+from dicom_node import log
+from dicom_node.config import Settings, parse
+from dicom_node.intake import Intake
+from dicom_node.ledger import Ledger
+from dicom_node.scp import Scp
+from dicom_node.spool import Spool
+
+
+@pytest.fixture(autouse=True)
+def libraries_as_in_the_node(monkeypatch):
+    """pynetdicom and pydicom configured as `log.configure` does in every process of the node."""
+    import pydicom.config
+    from pynetdicom import _config
+
+    monkeypatch.setattr(_config, "LOG_HANDLER_LEVEL", _config.LOG_HANDLER_LEVEL)
+    monkeypatch.setattr(_config, "UNRESTRICTED_STORAGE_SERVICE", False)
+    monkeypatch.setattr(_config, "STORE_SEND_CHUNKED_DATASET", False)
+    monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.RAISE)
+    log._silence_libraries()
+
+
+@pytest.fixture
+def free_port():
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture
+def eventually():
+    """Waits for a condition and returns its first true answer."""
+
+    def wait(condition: Callable[[], Any], *, seconds: float = 10.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            answer = condition()
+            if answer:
+                return answer
+            time.sleep(0.02)
+        raise AssertionError(f"waited {seconds:g} s in vain")
+
+    return wait
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    made = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", migrate=True)
+    yield made
+    made.close()
+
+
+class Receiver:
+    """An SCP with its ledger and spool."""
+
+    def __init__(self, folder: Path, ledger: Ledger, text: str) -> None:
+        self.settings: Settings = parse(
+            f'[node]\nae_title = "DICOM_NODE"\nhost = "127.0.0.1"\nport = 0\nstorage = "storage"\n{text}', base=folder
+        )
+        self.ledger = ledger
+        minimum = self.settings.receive.minimum_free_megabytes * 1024 * 1024
+        self.spool = Spool(self.settings.node.storage, minimum_free=minimum)
+        self.scp = Scp(self.settings, ledger, Intake(ledger, self.spool, node_id="node"))
+        self.port = self.scp.start()
+
+    def associate(self, *contexts: tuple[str, str], calling: str = "SCANNER", called: str = "DICOM_NODE"):
+        entity = AE(ae_title=calling)
+        for sop_class, syntax in contexts or (("1.2.840.10008.1.1", "1.2.840.10008.1.2"),):
+            entity.add_requested_context(sop_class, syntax)
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 30
+        return entity.associate("127.0.0.1", self.port, ae_title=called)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.ledger.history.recent_events(limit=10_000) if event["name"] == name]
+
+    def files(self, folder: str = "studies") -> list[Path]:
+        return sorted((self.spool.storage / folder).rglob("*.dcm"))
+
+
+@pytest.fixture
+def receiver(tmp_path, ledger):
+    """Makes SCPs; `receiver("[receive]...")` returns one that listens."""
+    made: list[Receiver] = []
+
+    def make(text: str = "[receive]\nminimum_free_megabytes = 1\n") -> Receiver:
+        made.append(Receiver(tmp_path, ledger, text))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.scp.stop(grace=2.0)
+
+
+@pytest.fixture
+def dcmtk():
+    """Runs a DCMTK command by its full path: pynetdicom installs commands of the same names."""
+
+    def run(name: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        path = Path("/usr/bin") / name
+        if not path.exists():
+            pytest.skip(f"DCMTK's {name} is not installed (apt-get install dcmtk)")
+        command = [str(path), *map(str, arguments)]
+        environment = {**os.environ, "TCP_NODELAY": "1"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+
+    return run
