@@ -98,6 +98,8 @@ def _parse(data: bytes | memoryview, transfer_syntax_uid: str) -> Dataset:
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set cannot be parsed") from error
     if is_whole and (stream.tell() + sum(claimed) > size or any(map(_is_short, dataset.values()))):
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
+    if not dataset:
+        raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set has none of the elements of an instance")
     return dataset
 
 

@@ -91,6 +91,7 @@ class Scp:
         for opened in self._listed():
             opened.association.abort(block=False)
         self._server.shutdown()
+        self._server = None
         self.reap(everything=True)
 
     def reap(self, *, everything: bool = False) -> None:

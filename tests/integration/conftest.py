@@ -80,11 +80,11 @@ class Receiver:
         self.scp = Scp(self.settings, ledger, Intake(ledger, self.spool, node_id="node"))
         self.port = self.scp.start()
 
-    def associate(self, *contexts: tuple[str, str], calling: str = "SCANNER", called: str = "DICOM_NODE"):
+    def associate(self, *contexts: tuple[str, str], calling: str = "SCANNER", called: str = "DICOM_NODE", timeout=30):
         entity = AE(ae_title=calling)
         for sop_class, syntax in contexts or (("1.2.840.10008.1.1", "1.2.840.10008.1.2"),):
             entity.add_requested_context(sop_class, syntax)
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 30
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout
         return entity.associate("127.0.0.1", self.port, ae_title=called)
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -109,14 +109,11 @@ def receiver(tmp_path, ledger):
 
 
 @pytest.fixture
-def dcmtk():
-    """Runs a DCMTK command by its full path: pynetdicom installs commands of the same names."""
+def dcmtk(tool):
+    """Runs a DCMTK command, Nagle's algorithm off as on a scanner; the test bears the marker `peer`."""
 
     def run(name: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        path = Path("/usr/bin") / name
-        if not path.exists():
-            pytest.skip(f"DCMTK's {name} is not installed (apt-get install dcmtk)")
-        command = [str(path), *map(str, arguments)]
+        command = [tool(name), *map(str, arguments)]
         environment = {**os.environ, "TCP_NODELAY": "1"}
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
 

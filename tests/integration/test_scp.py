@@ -444,7 +444,7 @@ def test_nobody_hears_success_for_what_is_not_there_when_the_node_stops_under_lo
     acknowledged: list[str] = []
 
     def push(number):
-        association = node.associate((CT, EXPLICIT), calling=f"CT{number}")
+        association = node.associate((CT, EXPLICIT), calling=f"CT{number}", timeout=2)
         for dataset in series_of(200, series=f"s{number}"):
             if not association.is_established:
                 return
@@ -523,6 +523,7 @@ def test_garbage_on_the_port_hurts_nobody(receiver):
 # -- DCMTK ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.peer("echoscu")
 def test_dcmtk_hears_an_echo(receiver, dcmtk):
     node = receiver()
 
@@ -531,6 +532,7 @@ def test_dcmtk_hears_an_echo(receiver, dcmtk):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.peer("storescu")
 def test_dcmtk_sends_a_series_and_the_bytes_are_its_own(receiver, dcmtk, tmp_path, eventually):
     node = receiver()
     paths = [write(dataset, tmp_path / f"{n}.dcm") for n, dataset in enumerate(series_of(8, announced=8))]
@@ -545,6 +547,7 @@ def test_dcmtk_sends_a_series_and_the_bytes_are_its_own(receiver, dcmtk, tmp_pat
     assert the_series(node).announced == 8
 
 
+@pytest.mark.peer("echoscu")
 def test_dcmtk_is_told_why_it_is_rejected(receiver, dcmtk):
     node = receiver(STRICT)
 
