@@ -124,9 +124,10 @@ class Arrivals:
                 released=False,
             )
             .on_conflict_do_nothing()
-        )
+            .returning(series.c.series_instance_uid)  # the count of rows is -1 on PostgreSQL, where it says nothing
+        ).scalar()
         subject = Subject(header.study_instance_uid, header.series_instance_uid)
-        if made.rowcount:
+        if made is not None:
             write_event(connection, "series.opened", now, subject, modality=header.modality)
             return 1
         query = select(series.c.revision, series.c.complete_revision)
