@@ -41,8 +41,8 @@ def _silence_libraries() -> None:
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)
     pynetdicom_config.LOG_HANDLER_LEVEL = "none"
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    for module in ("pydicom", "pynetdicom", "highdicom"):
-        warnings.filterwarnings("ignore", module=module)
+    # whichever module a warning is attributed to: highdicom's about a person's name quotes the name
+    warnings.filterwarnings("ignore", category=UserWarning)
 
 
 def _with_trace(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from copy import deepcopy
 from typing import Any
 
 import highdicom as hd
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.sr.coding import Code as PydicomCode
+from pydicom.valuerep import PersonName
 
 from dicom_node.findings import Code
 from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context
@@ -61,13 +64,12 @@ def algorithm_parameters(context: Context, parameters: dict[str, str]) -> dict[s
     return {"model digest": context.model.digest, **parameters}
 
 
-def complete(dataset: Dataset, source: Source, context: Context, *, series_offset: int) -> Dataset:
-    """Fill in what highdicom leaves out; the same for every kind. Returns `dataset`."""
-    reference = source.datasets[0]
+def complete(dataset: Dataset, reference: Dataset, context: Context, *, series_offset: int) -> Dataset:
+    """Fill in what highdicom leaves out, from the first of the `prepared` headers. Returns `dataset`."""
     wanted = _FROM_SOURCE if dataset.Modality in _DOCUMENTS else _FROM_SOURCE + _FROM_SOURCE_IMAGE
     for keyword in wanted:
         if reference.get(keyword) not in (None, "") and keyword not in dataset:
-            dataset[keyword] = reference[keyword]
+            dataset[keyword] = deepcopy(reference[keyword])
     _mend_what_is_broken(dataset)
     dataset.SeriesNumber = context.series_number + series_offset
     dataset.SeriesDescription = context.series_description()
@@ -101,25 +103,72 @@ def made_by(context: Context) -> dict[str, Any]:
     }
 
 
-def with_type_two(datasets: Sequence[Dataset]) -> list[Dataset]:
-    """Return shallow copies that have every type 2 element that highdicom reads without asking.
+def prepared(source: Source) -> list[Dataset]:
+    """Return the source's headers as highdicom can use them: in UTF-8, and with what it reads without asking.
 
-    Real headers lack some of them; the source itself is never changed.
+    Real headers lack elements, and come in every character set. The first, of which patient and study are
+    copied, is a deep copy; the others are shallow. The source itself is never changed.
     """
-    filled = []
-    for original in datasets:
-        copied = Dataset()
-        copied.update(original)
-        copied.file_meta = original.file_meta
-        for keyword in _TYPE_TWO:
-            if keyword not in copied:
-                setattr(copied, keyword, None)
-        if "PerFrameFunctionalGroupsSequence" in copied:
-            _share_geometry(copied)
-        if "LossyImageCompression" in copied and copied.LossyImageCompression == "01":
-            _complete_lossy(copied)
-        filled.append(copied)
-    return filled
+    thickness = _typical_gap(source)
+    first, *others = source.datasets
+    return [_filled(_in_utf_8(first), thickness), *(_filled(_shallow(other), thickness) for other in others)]
+
+
+def put(dataset: Dataset, keyword: str, value: Any) -> None:
+    """Set an element of a shallow copy: assigning to it would change the element that it shares with the original."""
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        raise KeyError(keyword)
+    dataset[tag] = DataElement(tag, dictionary_VR(tag), value)
+
+
+def _shallow(original: Dataset) -> Dataset:
+    copied = Dataset()
+    copied.update(original)
+    copied.file_meta = original.file_meta
+    put(copied, "SpecificCharacterSet", "ISO_IR 192")
+    return copied
+
+
+def _in_utf_8(original: Dataset) -> Dataset:
+    """Return a deep copy whose text is decoded by its declared character set and will be written in UTF-8."""
+    copied = deepcopy(original)
+    copied.decode()
+    _rename(copied)
+    copied.SpecificCharacterSet = "ISO_IR 192"
+    return copied
+
+
+def _rename(dataset: Dataset) -> None:
+    """Free every person's name, at any depth, from the bytes and the character set that it came with."""
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                _rename(item)
+        elif element.VR == "PN" and element.value:
+            names = [PersonName(str(name)) for name in (element.value if element.VM > 1 else [element.value])]
+            element.value = names if len(names) > 1 else names[0]
+
+
+def _filled(copied: Dataset, thickness: float) -> Dataset:
+    for keyword in _TYPE_TWO:
+        if keyword not in copied:
+            put(copied, keyword, None)
+    if not copied.get("SliceThickness"):
+        put(copied, "SliceThickness", thickness)
+    if "PerFrameFunctionalGroupsSequence" in copied:
+        _share_geometry(copied)
+    if copied.get("LossyImageCompression") == "01":
+        _complete_lossy(copied)
+    return copied
+
+
+def _typical_gap(source: Source) -> float:
+    """Return the distance of the first two images, mm; what a slice is taken to be thick where nothing says it."""
+    places = [dataset.get("ImagePositionPatient") for dataset in source.datasets[:2]]
+    if len(places) < 2 or not all(places):
+        return 1.0
+    return round(math.dist(places[0], places[1]), 4) or 1.0
 
 
 _TYPE_TWO = (
@@ -142,7 +191,7 @@ def _share_geometry(copied: Dataset) -> None:
     for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
         if keyword not in shared and keyword in copied.PerFrameFunctionalGroupsSequence[0]:
             shared[keyword] = copied.PerFrameFunctionalGroupsSequence[0][keyword]
-    copied.SharedFunctionalGroupsSequence = [shared]
+    put(copied, "SharedFunctionalGroupsSequence", [shared])
 
 
 def _complete_lossy(copied: Dataset) -> None:

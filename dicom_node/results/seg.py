@@ -17,7 +17,7 @@ from dicom_node.results.header import (
     code,
     complete,
     made_by,
-    with_type_two,
+    prepared,
 )
 from dicom_node.source import Source
 
@@ -28,7 +28,8 @@ _LAYERS = 10  # series numbers that the layers of one model may use
 def encode(findings: Findings, source: Source, context: Context, made: object) -> Sequence[Dataset]:
     """Return one SEG for each layer of labels that has a segment; segments in one SEG never overlap."""
     layers = sorted({segment.layer for segment in findings.segments})
-    return [_encode_layer(layer, findings, source, context) for layer in layers]
+    images = prepared(source) if layers else []
+    return [_encode_layer(layer, findings, source, images, context) for layer in layers]
 
 
 def reference_to(segment: Segment, findings: Findings) -> tuple[int, int]:
@@ -42,10 +43,12 @@ def segments_of(findings: Findings, layer: int) -> list[Segment]:
     return [segment for segment in findings.segments if segment.layer == layer]
 
 
-def _encode_layer(layer: int, findings: Findings, source: Source, context: Context) -> Dataset:
+def _encode_layer(
+    layer: int, findings: Findings, source: Source, images: Sequence[Dataset], context: Context
+) -> Dataset:
     segments = segments_of(findings, layer)
     encoded = hd.seg.Segmentation(
-        source_images=with_type_two(source.datasets),
+        source_images=images,
         pixel_array=_on_frames(_numbered(findings.labels[layer], segments), source),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
@@ -55,15 +58,15 @@ def _encode_layer(layer: int, findings: Findings, source: Source, context: Conte
         series_number=context.series_number,
         sop_instance_uid=context.uid("seg", layer),
         manufacturer_model_name=MANUFACTURER_MODEL_NAME,
-        software_versions=context.software_versions,  # type: ignore[arg-type] # any number of them
+        software_versions=context.software_versions[0],
         device_serial_number=context.ae_title,
         content_label=context.model.name.upper()[:16],
         content_description=context.disclaimer[:64],
         omit_empty_frames=True,
         **made_by(context),
     )
-    _fill_projection(encoded, source)
-    return complete(encoded, source, context, series_offset=_SERIES_OFFSET + min(layer, _LAYERS - 1))
+    _fill_projection(encoded, images[0])
+    return complete(encoded, images[0], context, series_offset=_SERIES_OFFSET + min(layer, _LAYERS - 1))
 
 
 def _numbered(labels: npt.NDArray[np.unsignedinteger], segments: Sequence[Segment]) -> npt.NDArray[np.uint8]:
@@ -118,8 +121,7 @@ def _set_laterality(described: Dataset, segment: Segment) -> None:
         described.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
 
 
-def _fill_projection(encoded: Dataset, source: Source) -> None:
+def _fill_projection(encoded: Dataset, reference: Dataset) -> None:
     """A SEG of a projection has no plane in the patient; which way is right must be said (PS3.3 C.7.6.1.1.1)."""
-    reference = source.datasets[0]
     if "FrameOfReferenceUID" not in reference and reference.get("PatientOrientation"):
         encoded.PatientOrientation = reference.PatientOrientation

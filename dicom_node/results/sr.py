@@ -25,7 +25,8 @@ from dicom_node.results.header import (
     code,
     complete,
     made_by,
-    with_type_two,
+    prepared,
+    put,
 )
 from dicom_node.results.seg import reference_to
 from dicom_node.source import Source
@@ -53,7 +54,7 @@ _ANY_PROCEDURE = PydicomCode("363679005", "SCT", "Imaging procedure")
 
 def encode(findings: Findings, source: Source, context: Context, made: Made) -> Sequence[Dataset]:
     """Return the one report; it tells a negative answer too."""
-    images = with_type_two(source.datasets)
+    images = prepared(source)
     segmentations = list(made.get("seg", ()))
     groups, key_frames = _groups(findings, source, context, segmentations)
     content = sr.MeasurementReport(
@@ -76,7 +77,7 @@ def encode(findings: Findings, source: Source, context: Context, made: Made) -> 
         previous_versions=[_predecessor(earlier, images[0]) for earlier in context.predecessors] or None,
         **made_by(context),
     )
-    return [complete(report, source, context, series_offset=_SERIES_OFFSET)]
+    return [complete(report, images[0], context, series_offset=_SERIES_OFFSET)]
 
 
 # -- groups -------------------------------------------------------------------------------------------------------
@@ -321,10 +322,13 @@ def _predecessor(earlier: Predecessor, image: Dataset) -> Dataset:
     """Return what highdicom reads of an earlier version (PS3.3 C.17.2.3)."""
     reference = Dataset()
     reference.update(image)
-    reference.SOPClassUID = earlier.sop_class_uid
-    reference.SOPInstanceUID = earlier.sop_instance_uid
-    reference.SeriesInstanceUID = earlier.series_instance_uid
-    reference.StudyInstanceUID = earlier.study_instance_uid
+    for keyword, uid in {
+        "SOPClassUID": earlier.sop_class_uid,
+        "SOPInstanceUID": earlier.sop_instance_uid,
+        "SeriesInstanceUID": earlier.series_instance_uid,
+        "StudyInstanceUID": earlier.study_instance_uid,
+    }.items():
+        put(reference, keyword, uid)
     return reference
 
 
