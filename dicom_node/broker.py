@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -33,7 +34,7 @@ def socket_path(settings: Settings) -> Path:
 
 def broker_url(settings: Settings) -> str:
     """Return the broker's URL as Celery takes it."""
-    return settings.node.broker or f"redis+socket://{socket_path(settings)}"
+    return settings.node.broker or f"redis+socket://{quote(str(socket_path(settings)))}"
 
 
 def connect(settings: Settings) -> redis.Redis:

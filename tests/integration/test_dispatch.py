@@ -227,11 +227,20 @@ def test_a_message_that_is_no_job_hurts_nobody(settings, ledger, broker, dispatc
     dispatcher._celery.send_task("dicom_node.run", args=[987654], queue="infer")
     dispatcher._celery.send_task("dicom_node.run", args=["x", "y"], queue="infer")
     dispatcher._celery.send_task("somebody.elses", args=[1], queue="infer")
-    with connect(settings) as client:
-        client.lpush("infer", "no JSON at all")
 
     worker()
 
+    sweep_until(dispatcher, lambda: states(ledger, [number]) == {State.FAILED})
+
+
+def test_bytes_that_are_no_message_cost_one_restart_of_a_worker(settings, ledger, broker, dispatcher, worker):
+    with connect(settings) as client:
+        client.lpush("infer", "no JSON at all")
+
+    assert worker("w1").wait(30) is not None  # Celery gives up; the node, or systemd, starts it again
+
+    number = inference(ledger)
+    worker("w2")
     sweep_until(dispatcher, lambda: states(ledger, [number]) == {State.FAILED})
 
 
