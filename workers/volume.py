@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from workers.prediction import Grid
 
 _THREADS = 4
 _SAME_POSITION = 0.01  # mm
+_SAME_ORIENTATION = 1e-3  # of a direction cosine; what viewers, too, take for the same
+_SAME_SPACING = 1e-3  # mm
+_STRAY = (10.0, 30.0)  # a gap of ten typical ones, and of as many mm, ends a stack
 _AIR = -1024  # HU; also what lies outside a CT's reconstruction circle
 _AXES = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # to the head, to the back, to the left
 _PLANES = {0: "axial", 1: "coronal", 2: "sagittal"}  # by the patient axis that crosses the slices
@@ -55,25 +59,31 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """One 2D image with its place; `spacing` is (between rows, between columns) in mm."""
+    """One 2D image with its place; `spacing` is (between rows, between columns) in mm.
+
+    `thickness` is what the header says of it (mm, 0 where it says nothing); `block` is the frame of reference,
+    and for a frame of a multi-frame object that object: such a volume is never put together of several objects.
+    """
 
     instance: int
     frame_number: int
     orientation: tuple[float, ...]
     position: npt.NDArray[np.float64]
     spacing: tuple[float, float]
+    thickness: float
     shape: tuple[int, int]
     slope: float
     intercept: float
     rank: tuple[int, int]
+    block: tuple[str, int]
 
-    @property
-    def stack(self) -> tuple[Any, ...]:
-        """Return what slices of one stack have in common."""
+    def stacks_with(self, other: _Slice) -> bool:
+        """Return whether both can be slices of one stack; scanners round, so near enough is the same."""
         return (
-            tuple(round(value, 3) + 0.0 for value in self.orientation),
-            self.shape,
-            tuple(round(value, 4) for value in self.spacing),
+            self.block == other.block
+            and self.shape == other.shape
+            and _near(self.orientation, other.orientation, _SAME_ORIENTATION)
+            and _near(self.spacing, other.spacing, _SAME_SPACING)
         )
 
     @property
@@ -124,7 +134,7 @@ def _slices(instance: int, header: Dataset) -> Iterable[_Slice]:
         shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
         for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence, start=1):
             yield from _slice(instance, number, header, _functional(frame, shared[0]))
-    elif int(header.get("NumberOfFrames") or 1) == 1:
+    elif header.get("NumberOfFrames") in (None, "", 1):
         yield from _slice(instance, 1, header, header)
 
 
@@ -155,36 +165,74 @@ def _slice(instance: int, frame_number: int, header: Dataset, place: Dataset) ->
             orientation=orientation,
             position=position,
             spacing=(spacing[0], spacing[1]),
+            thickness=float(place.get("SliceThickness") or 0.0),
             shape=(int(header.Rows), int(header.Columns)),
             slope=float(place.get("RescaleSlope") or 1.0),
             intercept=float(place.get("RescaleIntercept") or 0.0),
             rank=(int(header.get("AcquisitionNumber") or 0), int(header.get("InstanceNumber") or 0)),
+            block=(str(header.get("FrameOfReferenceUID") or ""), -1 if place is header else instance),
         )
-    except (AttributeError, TypeError, ValueError, IndexError):
+    except (AttributeError, TypeError, ValueError, IndexError, OverflowError):
         return
-    if len(orientation) == 6 and len(position) == 3 and min(piece.spacing) > 0:
+    if _is_usable(piece):
         yield piece
 
 
+def _is_usable(piece: _Slice) -> bool:
+    """Return whether the numbers describe a plane: two unit vectors at a right angle, a point, pixels of some size."""
+    numbers = (*piece.orientation, *piece.position, *piece.spacing, piece.slope, piece.intercept)
+    if len(piece.orientation) != 6 or len(piece.position) != 3 or not all(map(math.isfinite, numbers)):
+        return False
+    row, column = np.array(piece.orientation[:3]), np.array(piece.orientation[3:])
+    return min(piece.spacing) > 0 and _near((row @ row, column @ column, row @ column), (1.0, 1.0, 0.0), 0.01)
+
+
+def _near(some: Sequence[float], others: Sequence[float], tolerance: float) -> bool:
+    return all(abs(one - other) <= tolerance for one, other in zip(some, others, strict=True))
+
+
 def _one_stack(slices: Sequence[_Slice]) -> tuple[list[_Slice], list[str]]:
-    """Return the largest set of parallel slices, sorted along their normal, one for each position."""
-    stacks: dict[tuple[Any, ...], list[_Slice]] = defaultdict(list)
-    for piece in slices:
-        stacks[piece.stack].append(piece)
-    if not stacks:
+    """Return the largest set of parallel slices, sorted along their normal, one for each position; and notes."""
+    if not slices:
         raise NotApplicable(Reason.GEOMETRY_UNUSABLE, "no image has a position and an orientation in the patient")
-    largest = max(stacks.values(), key=len)
-    notes = []
-    if len(largest) < len(slices):
-        notes.append(f"{len(slices) - len(largest)} images of another orientation or size left out")
-    normal = largest[0].normal
-    kept: list[_Slice] = []
-    for piece in sorted(largest, key=lambda piece: (round(float(piece.position @ normal), 2), piece.rank)):
-        if not kept or float((piece.position - kept[-1].position) @ normal) > _SAME_POSITION:
-            kept.append(piece)
-    if len(kept) < len(largest):
-        notes.append(f"{len(largest) - len(kept)} images at a position that another one has left out")
-    return kept, notes
+    stacks: list[list[_Slice]] = []
+    for piece in slices:
+        stack = next((stack for stack in stacks if stack[0].stacks_with(piece)), None)
+        if stack is None:
+            stacks.append([piece])
+        else:
+            stack.append(piece)
+    largest = max(stacks, key=len)
+    kept = _one_a_position(largest)
+    gathered = _without_strays(kept)
+    left_out = {
+        "images of another orientation, size or object": len(slices) - len(largest),
+        "images at a position that another one has": len(largest) - len(kept),
+        "images far from all others": len(kept) - len(gathered),
+    }
+    return gathered, [f"{number} {what} left out" for what, number in left_out.items() if number]
+
+
+def _one_a_position(stack: Sequence[_Slice]) -> list[_Slice]:
+    """Return slices in order, of those at one position the first by acquisition: never some of each."""
+    normal = stack[0].normal
+    groups: list[list[_Slice]] = []
+    for piece in sorted(stack, key=lambda piece: float(piece.position @ normal)):
+        if groups and float((piece.position - groups[-1][0].position) @ normal) <= _SAME_POSITION:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return [min(group, key=lambda piece: (piece.rank, piece.frame_number)) for group in groups]
+
+
+def _without_strays(stack: list[_Slice]) -> list[_Slice]:
+    """Return the longest run of slices without a gap that no scan has: a tracker image far away is no part of it."""
+    gaps = np.diff([float(piece.position @ stack[0].normal) for piece in stack])
+    if not len(gaps):
+        return stack
+    times, least = _STRAY
+    ends = np.flatnonzero(gaps > max(times * float(np.median(gaps)), least)) + 1
+    return max((list(run) for run in np.split(np.array(stack, object), ends)), key=len)
 
 
 # -- pixels -------------------------------------------------------------------------------------------------------
@@ -194,8 +242,8 @@ def _decoded(
     paths: Sequence[Path], headers: Sequence[Dataset], slices: Sequence[_Slice], pool: ThreadPoolExecutor
 ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
     """Return rescaled values of shape `(slices, rows, columns)`: int16 where that is exact, else float32."""
-    whole = all(piece.slope == int(piece.slope) and piece.intercept == int(piece.intercept) for piece in slices)
-    values = np.empty((len(slices), *slices[0].shape), np.int16 if whole else np.float32)
+    fits = all(_fits_int16(piece, headers[piece.instance]) for piece in slices)
+    values = np.empty((len(slices), *slices[0].shape), np.int16 if fits else np.float32)
     by_instance: dict[int, list[int]] = defaultdict(list)
     for index, piece in enumerate(slices):
         by_instance[piece.instance].append(index)
@@ -210,18 +258,35 @@ def _decoded(
     return values
 
 
+def _fits_int16(piece: _Slice, header: Dataset) -> bool:
+    """Return whether rescaled values are whole and fit; HU that do not fit are metal, and are cut off."""
+    if piece.slope != int(piece.slope) or piece.intercept != int(piece.intercept):
+        return False
+    bits = int(header.get("BitsStored") or 16)
+    lowest, highest = (-(1 << bits - 1), (1 << bits - 1) - 1) if header.get("PixelRepresentation") else (0, 2**bits - 1)
+    rescaled = [value * piece.slope + piece.intercept for value in (lowest, highest)]
+    return header.get("Modality") == "CT" or (min(rescaled) >= -32768 and max(rescaled) <= 32767)
+
+
 def _stored(path: Path, header: Dataset, frames: list[int]) -> Iterable[npt.NDArray[Any]]:
     """Return the stored values of some frames; raise where they are not there or cannot be decoded."""
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
     try:
         return list(iter_pixels(path, indices=frames))
-    except (AttributeError, KeyError) as error:
-        raise NotApplicable(Reason.NO_PIXEL_DATA, "an image has no pixel data") from error
     except Exception as error:
         # decoders of several libraries stand behind this, each with exceptions of its own
-        syntax = header.file_meta.TransferSyntaxUID.name
-        raise InputRefused(f"pixels in {syntax} cannot be decoded here: {type(error).__name__}") from error
+        if not _has_pixels(path):
+            raise NotApplicable(Reason.NO_PIXEL_DATA, "an image has no pixel data") from error
+        syntax = header.file_meta.get("TransferSyntaxUID")
+        name = syntax.name if syntax else "no stated transfer syntax"
+        raise InputRefused(f"pixels in {name} cannot be decoded here: {type(error).__name__}") from error
+
+
+def _has_pixels(path: Path) -> bool:
+    keywords = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
+    read = dcmread(path, specific_tags=list(keywords), defer_size=1024)
+    return any(keyword in read for keyword in keywords)
 
 
 def _rescaled(
@@ -231,11 +296,19 @@ def _rescaled(
     values = stored.astype(np.float32) * piece.slope + piece.intercept
     if header.get("Modality") == "CT":
         if "PixelPaddingValue" in header:
-            values[stored == header.PixelPaddingValue] = _AIR
+            values[_is_padding(stored, header)] = _AIR
         np.maximum(values, _AIR, out=values)
     if np.issubdtype(np.dtype(dtype), np.integer):
         np.clip(values, -32768, 32767, out=values)
     return values.astype(dtype)
+
+
+def _is_padding(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
+    """Return where pixels are padding: one value or, with a limit, all between the two (PS3.3 C.7.5.1.1.2)."""
+    first, last = sorted(
+        (int(header.PixelPaddingValue), int(header.get("PixelPaddingRangeLimit", header.PixelPaddingValue)))
+    )
+    return np.asarray((stored >= first) & (stored <= last))
 
 
 # -- geometry -----------------------------------------------------------------------------------------------------
@@ -254,7 +327,7 @@ def _canonical(
     positions = np.array([piece.position for piece in slices])
     along = positions @ first.normal
     origins = positions + _corner(first, order, flipped)
-    gap = float(np.median(np.diff(along))) if len(slices) > 1 else 1.0
+    gap = float(np.median(np.diff(along))) if len(slices) > 1 else first.thickness or 1.0
     spacing = (gap, *first.spacing)
     thickness = _thickness(along, gap)
     if flipped[stack]:
@@ -319,7 +392,8 @@ def check_input(volume: Volume, slot: InputSlot) -> None:
     body_part = str(header.get("BodyPartExamined") or "").strip().upper()
     if slot.body_part and body_part and body_part not in slot.body_part:
         raise NotApplicable(Reason.WRONG_BODY_PART, f"{body_part}, made for {', '.join(slot.body_part)}")
-    image_type = {str(value).upper() for value in header.get("ImageType") or ()}
+    stated = header.get("ImageType") or ()
+    image_type = {str(value).upper() for value in ([stated] if isinstance(stated, str) else stated)}
     if unwanted := image_type & set(slot.image_type_excludes):
         raise NotApplicable(Reason.WRONG_IMAGE_TYPE, ", ".join(sorted(unwanted)))
     if slot.orientation not in ("any", volume.plane):
@@ -330,7 +404,9 @@ def check_input(volume: Volume, slot: InputSlot) -> None:
 def _check_spacing(volume: Volume, slot: InputSlot) -> None:
     frames = len(volume.source.frames)
     if frames not in slot.frames:
-        raise NotApplicable(Reason.TOO_FEW_SLICES, f"{frames} slices, made for {slot.frames.min:g} and more")
+        raise NotApplicable(
+            Reason.TOO_FEW_SLICES, f"{frames} slices, made for {slot.frames.min:g} to {slot.frames.max:g}"
+        )
     spacing = volume.grid.spacing
     stack = volume.grid.stack
     in_plane = [value for axis, value in enumerate(spacing) if axis != stack]

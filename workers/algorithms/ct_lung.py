@@ -34,6 +34,7 @@ _BONE_AND_MUSCLE = -250.0
 _TABLE = 5.0  # mm; what is thinner than twice this and touches the body is not of the body
 _MEAN = (-960.0, -350.0)  # HU that a lung can have on average; gas in the bowel has less
 _SMALLEST = 60_000.0  # mm3 of a lung, or of a part of one that disease has cut off
+_SHARE = 0.05  # of the largest region, that another must have; less is gas in stomach or bowel
 _LUNGS = (700_000.0, 12_000_000.0)  # mm3 of both together
 _BOTH_SIDES = 0.2  # share of a region beyond the midline that makes it two lungs grown together
 _NOTCH = 8.0  # mm; vessels and nodules at the border that closing takes in
@@ -141,11 +142,13 @@ def _lungs(coarse: _Coarse, body: Mask, airway: Mask) -> Mask:
     kept = [
         number
         for number, mean, height in zip(numbers, means, heights, strict=True)
-        if coarse.size(labels == number) > _SMALLEST / 2 and _MEAN[0] < mean < _MEAN[1] and height >= 2
+        if _MEAN[0] < mean < _MEAN[1] and height >= 2
     ]
-    if not kept:
+    volumes = {number: coarse.size(labels == number) for number in kept if sizes[number] > 200}
+    least = max(_SMALLEST / 2, _SHARE * max(volumes.values(), default=0.0))
+    seeds = np.isin(labels, [number for number, volume in volumes.items() if volume > least])
+    if not seeds.any():
         raise NotApplicable(Reason.ORGAN_NOT_FOUND, "no region of air looks like a lung")
-    seeds = np.isin(labels, kept)
     return np.asarray(ball_dilate(seeds, 2.5, coarse.spacing) & air)
 
 

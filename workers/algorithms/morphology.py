@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,27 +13,52 @@ from scipy import ndimage
 Mask = npt.NDArray[np.bool_]
 
 
-def ball_dilate(mask: Mask, radius: float, spacing: tuple[float, float, float]) -> Mask:
+Spacing = tuple[float, float, float]
+
+
+def ball_dilate(mask: Mask, radius: float, spacing: Spacing) -> Mask:
     """Grow a mask by `radius` mm in every direction."""
-    if not mask.any():
-        return mask
-    return np.asarray(ndimage.distance_transform_edt(~mask, spacing) <= radius)
+    grown = np.zeros_like(mask)
+    box = _around(mask, radius, spacing)
+    if box is not None:
+        grown[box] = ndimage.distance_transform_edt(~mask[box], spacing) <= radius
+    return grown
 
 
-def ball_erode(mask: Mask, radius: float, spacing: tuple[float, float, float]) -> Mask:
+def ball_erode(mask: Mask, radius: float, spacing: Spacing) -> Mask:
     """Shrink a mask by `radius` mm; what lies outside the volume counts as inside."""
-    if mask.all():
-        return mask
-    return np.asarray(ndimage.distance_transform_edt(mask, spacing) > radius)
+    shrunk = np.zeros_like(mask)
+    box = _around(mask, max(spacing), spacing)
+    if box is not None:
+        part = mask[box]
+        shrunk[box] = part if part.all() else ndimage.distance_transform_edt(part, spacing) > radius
+    return shrunk
 
 
-def ball_close(mask: Mask, radius: float, spacing: tuple[float, float, float]) -> Mask:
+def ball_close(mask: Mask, radius: float, spacing: Spacing) -> Mask:
     """Fill gaps and notches that a ball of `radius` mm cannot enter."""
-    pad = [(int(np.ceil(radius / size)) + 1,) * 2 for size in spacing]
-    grown = ball_dilate(np.pad(mask, pad), radius, spacing)
-    closed = ball_erode(grown, radius, spacing)
-    inner = tuple(slice(before, before + size) for (before, _), size in zip(pad, mask.shape, strict=True))
-    return np.asarray(closed[inner])
+    closed = np.zeros_like(mask)
+    box = _around(mask, 0.0, spacing)
+    if box is None:
+        return closed
+    pad = [(math.ceil(radius / size) + 1,) * 2 for size in spacing]
+    grown = ball_dilate(np.pad(mask[box], pad), radius, spacing)
+    whole = ndimage.distance_transform_edt(grown, spacing) > radius
+    inner = tuple(slice(before, extent - after) for (before, after), extent in zip(pad, whole.shape, strict=True))
+    closed[box] = whole[inner]
+    return closed
+
+
+def _around(mask: Mask, margin: float, spacing: Spacing) -> tuple[slice, ...] | None:
+    """Return the box around a mask with `margin` mm on every side; None where the mask is empty."""
+    box = []
+    for axis, size in enumerate(spacing):
+        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if where.size == 0:
+            return None
+        reach = math.ceil(margin / size)
+        box.append(slice(max(0, int(where[0]) - reach), min(mask.shape[axis], int(where[-1]) + reach + 1)))
+    return tuple(box)
 
 
 def fill_slices(mask: Mask) -> Mask:
