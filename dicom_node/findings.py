@@ -111,6 +111,19 @@ class Findings:
     parameters: dict[str, str] = field(default_factory=dict)
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Return the layers that have a segment: one segmentation object each."""
+        return tuple(sorted({segment.layer for segment in self.segments}))
+
+    def segments_of(self, layer: int) -> tuple[Segment, ...]:
+        """Return the segments of one layer in the order of their Segment Numbers: 1, 2, 3 without a gap."""
+        return tuple(segment for segment in self.segments if segment.layer == layer)
+
+    def place_of(self, segment: Segment) -> tuple[int, int]:
+        """Return which of the segmentation objects (by index) a segment is in, and its Segment Number there."""
+        return self.layers.index(segment.layer), 1 + self.segments_of(segment.layer).index(segment)
+
+    @property
     def is_negative(self) -> bool:
         """True when the model ran, looked for findings and reports none."""
         return bool(self.looked_for) and not self.findings

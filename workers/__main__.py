@@ -36,6 +36,7 @@ def run(
 
     Start as many as you like, on as many machines as you like; they share the ledger and the storage folder.
     """
+    os.umask(0o027)  # images of patients are nobody else's
     log.configure()
     # as root in a container; the warning is about pickles, and only JSON is accepted
     warnings.filterwarnings("ignore", category=SecurityWarning)

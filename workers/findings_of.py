@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ def findings_of(prediction: Prediction, volume: Volume, manifest: Manifest, cont
     Raises:
         ModelRefused: the prediction has a label or a detection that the manifest does not name, or another shape.
     """
+    _require_sense(prediction, volume, manifest)
     organs = _organs(prediction, volume, manifest, context)
     ranked = sorted(prediction.detections, key=lambda detection: -detection.confidence)
     outlines, outlined = _outlines(prediction, volume, ranked)
@@ -65,7 +67,6 @@ def findings_of(prediction: Prediction, volume: Volume, manifest: Manifest, cont
 def _organs(prediction: Prediction, volume: Volume, manifest: Manifest, context: Context) -> list[Segment]:
     if prediction.labels is None:
         return []
-    _require_shape(prediction.labels, volume.grid)
     sizes = volumes_by_value(prediction.labels, volume.grid)
     if unknown := sizes.keys() - manifest.outputs.segments.keys():
         raise ModelRefused(f"{manifest.name}: label values {sorted(unknown)} are not in outputs.segments")
@@ -105,7 +106,6 @@ def _outlines(
     """Return the outlines on the source's grid, numbered from 1 by rank, and old value -> new number."""
     if prediction.instances is None:
         return None, {}
-    _require_shape(prediction.instances, volume.grid)
     present = set(np.unique(prediction.instances).tolist())
     values = [detection.value for detection in ranked if detection.value in present and detection.value]
     if not values:
@@ -124,8 +124,6 @@ def _names(ranked: Sequence[Detection], manifest: Manifest) -> list[str]:
     counts: dict[str, int] = {}
     names = []
     for detection in ranked:
-        if detection.name not in manifest.outputs.detections:
-            raise ModelRefused(f"{manifest.name}: detection {detection.name!r} is not in outputs.detections")
         counts[detection.name] = counts.get(detection.name, 0) + 1
         names.append(f"{manifest.outputs.detections[detection.name].label} {counts[detection.name]}")
     return names
@@ -173,32 +171,28 @@ def _outline_segment(finding: Finding, output: DetectionOutput, layer: int, valu
 
 def box_on_source(detection: Detection, volume: Volume, instances: npt.NDArray[np.uint16] | None) -> Box:
     """Return the detection's box on its key frame: where its outline is largest, else where its centre lies."""
-    inside = np.zeros(volume.grid.values.shape, np.bool_)
-    region = tuple(slice(first, last) for first, last in detection.box)
-    if instances is not None and detection.value:
-        inside[region] = instances[region] == detection.value
-    if not inside.any():
-        return _box_without_outline(detection, volume, inside)
-    on_source = volume.to_source(inside)
-    frame = int(np.argmax(on_source.sum(axis=(1, 2))))
-    return _box_around(on_source[frame], frame)
-
-
-def _box_without_outline(detection: Detection, volume: Volume, empty: npt.NDArray[np.bool_]) -> Box:
-    plane = [slice(first, last) for first, last in detection.box]
     stack = volume.grid.stack
-    key = min(max(round(detection.centre[stack]), 0), empty.shape[stack] - 1)
-    plane[stack] = slice(key, key + 1)
-    empty[tuple(plane)] = True
-    on_source = volume.to_source(empty)
-    frame = int(np.argmax(on_source.any(axis=(1, 2))))
-    return _box_around(on_source[frame], frame)
+    box = list(detection.box)
+    box[stack] = (plane := min(max(round(detection.centre[stack]), 0), len(volume.grid.positions) - 1), plane + 1)
+    if instances is not None and detection.value:
+        region = instances[tuple(slice(first, last) for first, last in detection.box)] == detection.value
+        if region.any():
+            box = _key_section(region, detection, stack)
+    (frame, _), (top, bottom), (left, right) = volume.box_to_source(box)
+    return Box(frame, float(left), float(top), float(right), float(bottom))
 
 
-def _box_around(mask: npt.NDArray[np.bool_], frame: int) -> Box:
-    """Return the half-open box around a 2D mask `(rows, columns)` as DICOM image coordinates."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return Box(frame, float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+def _key_section(region: npt.NDArray[np.bool_], detection: Detection, stack: int) -> list[tuple[int, int]]:
+    """Return the voxel box of an outline on the plane that cuts most of it; `region` is the detection's own box."""
+    in_plane = tuple(axis for axis in range(3) if axis != stack)
+    plane = int(np.argmax(region.sum(axis=in_plane)))
+    section = np.take(region, [plane], axis=stack)
+    box = []
+    for axis, (start, _) in enumerate(detection.box):
+        inside = np.flatnonzero(section.any(axis=tuple(other for other in range(3) if other != axis)))
+        box.append((start + int(inside[0]), start + int(inside[-1]) + 1))
+    box[stack] = (detection.box[stack][0] + plane, detection.box[stack][0] + plane + 1)
+    return box
 
 
 # -- numbers ------------------------------------------------------------------------------------------------------
@@ -220,6 +214,32 @@ def _measurement(kind: str, value: float) -> Measurement:
     return Measurement(name, float(f"{value * factor:.4g}"), unit)
 
 
-def _require_shape(array: npt.NDArray[np.unsignedinteger], grid: Grid) -> None:
-    if array.shape != grid.values.shape:
-        raise ModelRefused(f"the model answers with shape {array.shape} to a grid of {grid.values.shape}")
+# -- a model may be wrong -----------------------------------------------------------------------------------------
+
+
+def _require_sense(prediction: Prediction, volume: Volume, manifest: Manifest) -> None:
+    """Raise ModelRefused for what would be a wrong result, or none, if it were written."""
+    shape = volume.grid.values.shape
+    for array in (prediction.labels, prediction.instances):
+        if array is not None and array.shape != shape:
+            raise ModelRefused(f"{manifest.name} answers with shape {array.shape} to a grid of {shape}")
+    values = [detection.value for detection in prediction.detections if detection.value]
+    if len(set(values)) < len(values):
+        raise ModelRefused(f"{manifest.name}: two detections have one outline")
+    for detection in prediction.detections:
+        if fault := _fault(detection, shape, manifest):
+            raise ModelRefused(f"{manifest.name}: detection {detection.name!r} {fault}")
+
+
+def _fault(detection: Detection, shape: Sequence[int], manifest: Manifest) -> str:
+    """Return what is wrong with a detection, "" where nothing is."""
+    numbers = (*detection.centre, detection.confidence, *detection.measurements.values())
+    if detection.name not in manifest.outputs.detections:
+        return "is not in outputs.detections"
+    if detection.laterality not in _LATERALITY:
+        return f"has laterality {detection.laterality!r}"
+    if not all(map(math.isfinite, numbers)):
+        return "has a number that is none"
+    if any(not 0 <= first < last <= size for (first, last), size in zip(detection.box, shape, strict=True)):
+        return f"has box {detection.box} in a grid of {tuple(shape)}"
+    return ""

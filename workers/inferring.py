@@ -13,12 +13,14 @@ from pydicom import Dataset
 
 from dicom_node.catalogue import read_model
 from dicom_node.config import Settings
+from dicom_node.errors import InputRefused
 from dicom_node.labelling import Context, ModelIdentity, Predecessor, digest_of_input
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import StoredInstance
 from dicom_node.ledger.jobs import Job, StoredResult
 from dicom_node.results import encode_all
 from dicom_node.services import STORAGE_BY_UID, Use
+from dicom_node.source import Source
 from dicom_node.spool import Spool
 from workers.bundle import Bundle, Bundles
 from workers.findings_of import findings_of
@@ -64,6 +66,7 @@ class Inferring:
         manifest = read_model(self._settings.node.models / job.model).manifest
         with watch.stage("load"):
             volume = load([self._spool.absolute(instance.path) for instance in instances])
+            _require_one_patient(volume.source)
             check_input(volume, manifest.input)
         lease.report(_LOADED)
         with watch.stage("prepare"):
@@ -122,6 +125,13 @@ class Inferring:
             sha256=sha256,
             size=len(content),
         )
+
+
+def _require_one_patient(source: Source) -> None:
+    """Refuse a series whose instances say that they are of different studies or patients: somebody mixed them up."""
+    for keyword in ("StudyInstanceUID", "PatientID"):
+        if len({str(dataset.get(keyword) or "") for dataset in source.datasets}) > 1:
+            raise InputRefused(f"the instances of the series have more than one {keyword}")
 
 
 def _is_image(instance: StoredInstance) -> bool:

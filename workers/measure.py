@@ -159,7 +159,7 @@ def _with_nodules(grid: Grid, places: list[Place], diameter: float) -> Grid:
         share = np.zeros(grid.values.shape, np.float32)
         reach = [int(np.ceil((diameter / 2 + 4) / size)) + 1 for size in grid.spacing]
         box = tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(place, reach, strict=True))
-        k, j, i = (np.arange(part.start, min(part.stop, length)) for part, length in zip(box, share.shape, strict=True))
+        k, j, i = (np.arange(length)[part] for length, part in zip(grid.values.shape, box, strict=True))
         for offset in (np.arange(_SUBSLICES) + 0.5) / _SUBSLICES - 0.5:
             z = grid.positions[k] + offset * grid.thickness[k] - grid.positions[place[0]]
             y, x = (j - place[1]) * grid.spacing[1], (i - place[2]) * grid.spacing[2]

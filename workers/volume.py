@@ -56,6 +56,13 @@ class Volume:
         """Return an array over the grid as `(frames, rows, columns)` of the source, voxel for voxel."""
         return np.ascontiguousarray(np.transpose(_flip(array, self.flipped), np.argsort(self.order)))
 
+    def box_to_source(self, box: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return a half-open voxel box over `(k, j, i)` as one over `(frames, rows, columns)` of the source."""
+        on_source = [(0, 0)] * 3
+        for (first, last), axis, flip, size in zip(box, self.order, self.flipped, self.grid.values.shape, strict=True):
+            on_source[axis] = (size - last, size - first) if flip else (first, last)
+        return on_source
+
 
 @dataclass(frozen=True, slots=True)
 class _Slice:

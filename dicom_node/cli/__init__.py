@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from dicom_node import __version__
+from dicom_node import __version__, log
 from dicom_node.cli import act, ask, run, understand
 from dicom_node.errors import NodeError
 from dicom_node.lifecycle import IllegalTransition
@@ -31,6 +32,8 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Say which one."),
 ) -> None:
     """Exit codes: 0 it worked; 1 it ran and the answer is no; 2 the request or a settings file is wrong."""
+    os.umask(0o027)  # images of patients are nobody else's
+    log.configure()
 
 
 for command in (

@@ -27,26 +27,14 @@ _LAYERS = 10  # series numbers that the layers of one model may use
 
 def encode(findings: Findings, source: Source, context: Context, made: object) -> Sequence[Dataset]:
     """Return one SEG for each layer of labels that has a segment; segments in one SEG never overlap."""
-    layers = sorted({segment.layer for segment in findings.segments})
-    images = prepared(source) if layers else []
-    return [_encode_layer(layer, findings, source, images, context) for layer in layers]
-
-
-def reference_to(segment: Segment, findings: Findings) -> tuple[int, int]:
-    """Return which SEG of `encode` (by index) a segment is in, and its Segment Number there."""
-    layers = sorted({other.layer for other in findings.segments})
-    return layers.index(segment.layer), 1 + segments_of(findings, segment.layer).index(segment)
-
-
-def segments_of(findings: Findings, layer: int) -> list[Segment]:
-    """Return the segments of one layer in the order of their Segment Numbers: 1, 2, 3 without a gap."""
-    return [segment for segment in findings.segments if segment.layer == layer]
+    images = prepared(source) if findings.layers else []
+    return [_encode_layer(layer, findings, source, images, context) for layer in findings.layers]
 
 
 def _encode_layer(
     layer: int, findings: Findings, source: Source, images: Sequence[Dataset], context: Context
 ) -> Dataset:
-    segments = segments_of(findings, layer)
+    segments = findings.segments_of(layer)
     encoded = hd.seg.Segmentation(
         source_images=images,
         pixel_array=_on_frames(_numbered(findings.labels[layer], segments), source),

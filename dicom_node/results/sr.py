@@ -28,7 +28,6 @@ from dicom_node.results.header import (
     prepared,
     put,
 )
-from dicom_node.results.seg import reference_to
 from dicom_node.source import Source
 
 _SERIES_OFFSET = 10
@@ -189,7 +188,7 @@ def _volumetric(
     numbers: Any,
 ) -> Any:
     """Return the TID 1411 group that measures: the numbers of a segment of the SEG."""
-    index, number = reference_to(segment, findings)
+    index, number = findings.place_of(segment)
     segmentation = segmentations[index]
     reference = sr.ReferencedSegment(
         sop_class_uid=segmentation.SOPClassUID,
