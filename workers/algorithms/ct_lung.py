@@ -38,7 +38,12 @@ _SHARE = 0.05  # of the largest region, that another must have; less is gas in s
 _LUNGS = (700_000.0, 12_000_000.0)  # mm3 of both together
 _BOTH_SIDES = 0.2  # share of a region beyond the midline that makes it two lungs grown together
 _NOTCH = 8.0  # mm; vessels and nodules at the border that closing takes in
-_MASS = 22.0  # mm; masses at the chest wall that closing takes in, where they touch ribs and not the heart
+_MASS = 30.0  # mm; the same for masses at the chest wall
+_SKIN = 2.0  # mm, taken off what a wide closing adds, so that what is thin falls away
+_THICK = 5.0  # mm from the surface to the middle of a mass, at the least
+_SMALLEST_MASS = 2000.0  # mm3
+_SOFT = -60.0  # HU that a mass has on average; recesses are blurred with air and fat
+_FROM_HILUM = 35.0  # mm; nearer to the bronchi, soft tissue is hilum
 _HEIGHT = 120.0  # mm of lung from base to apex, at the least
 
 
@@ -138,7 +143,9 @@ def _lungs(coarse: _Coarse, body: Mask, airway: Mask) -> Mask:
     if numbers.size == 0:
         raise NotApplicable(Reason.ORGAN_NOT_FOUND, "there is no air in the body")
     means = ndimage.mean(coarse.values, labels, numbers)
-    heights = [int((labels[box] == n).any(axis=(1, 2)).sum()) for n, box in _boxes(labels)]
+    heights = [
+        int((labels[box] == n).any(axis=(1, 2)).sum()) for n, box in enumerate(ndimage.find_objects(labels), start=1)
+    ]
     kept = [
         number
         for number, mean, height in zip(numbers, means, heights, strict=True)
@@ -150,10 +157,6 @@ def _lungs(coarse: _Coarse, body: Mask, airway: Mask) -> Mask:
     if not seeds.any():
         raise NotApplicable(Reason.ORGAN_NOT_FOUND, "no region of air looks like a lung")
     return np.asarray(ball_dilate(seeds, 2.5, coarse.spacing) & air)
-
-
-def _boxes(labels: npt.NDArray[np.int32]) -> list[tuple[int, tuple[slice, ...]]]:
-    return list(enumerate(ndimage.find_objects(labels), start=1))
 
 
 def _midline(body: Mask, airway: Mask) -> float:
@@ -211,6 +214,7 @@ def _cut(region: Mask, middle: float, coarse: _Coarse) -> list[Mask]:
 def _closed(right: Mask, left: Mask, body: Mask, airway: Mask, coarse: _Coarse) -> tuple[Mask, Mask]:
     """Take in vessels, nodules and masses: notches a ball cannot enter, and holes; never the other lung."""
     allowed = ball_erode(body, 3.0, coarse.spacing) & ~airway
+    from_hilum = _from_hilum(airway, _midline(body, airway), coarse)
     closed = []
     for lung, other in ((right, left), (left, right)):
         if not lung.any():
@@ -218,29 +222,35 @@ def _closed(right: Mask, left: Mask, body: Mask, airway: Mask, coarse: _Coarse) 
             continue
         inside = allowed & ~other
         small = fill_slices(ball_close(lung, _NOTCH, coarse.spacing)) & inside
-        closed.append(small | _masses(small, lung, inside, coarse))
+        closed.append(small | _masses(small, inside, from_hilum, coarse))
     both = closed[0] & closed[1]
     return closed[0] & ~both, closed[1] & ~both
 
 
-def _masses(closed: Mask, lung: Mask, inside: Mask, coarse: _Coarse) -> Mask:
-    """Return the masses at the chest wall that a wider closing takes in: soft tissue that is mostly lung-bound.
+def _masses(closed: Mask, inside: Mask, from_hilum: npt.NDArray[np.float64], coarse: _Coarse) -> Mask:
+    """Return the masses that a much wider ball takes in: thick soft tissue, notched into the lung, far from the hilum.
 
-    A wider ball also bridges the hollows of heart and hilum; those lie towards the middle, masses at the wall
-    do not.
+    A ball this wide also bridges the hollow of the hilum and the thin recesses along heart and diaphragm. The
+    first lies at the bronchi; the others are thin, or blurred with lung.
     """
     wide = ball_close(closed, _MASS, coarse.spacing) & inside & ~closed
-    labels, _sizes = components(ball_erode(wide, 2.0, coarse.spacing))
+    labels, sizes = components(ball_erode(wide, _SKIN, coarse.spacing))
     taken = np.zeros_like(wide)
-    centre = _centre(lung)
-    lateral_sign = 1.0 if centre > coarse.values.shape[2] / 2 else -1.0
-    for number, _box in _boxes(labels):
+    for number in np.flatnonzero(sizes[1:] > 20) + 1:
         region = labels == number
-        if coarse.size(region) < 500.0:
-            continue
-        if (_centre(region) - centre) * lateral_sign > 0:
-            taken |= ball_dilate(region, 2.5, coarse.spacing) & wide
-    return taken
+        depth = float(ndimage.distance_transform_edt(region, coarse.spacing).max())
+        thick = depth >= _THICK and coarse.size(region) >= _SMALLEST_MASS
+        if thick and coarse.values[region].mean() > _SOFT and from_hilum[region].mean() > _FROM_HILUM:
+            taken |= ball_dilate(region, _SKIN + 0.5, coarse.spacing)
+    return np.asarray(taken & wide & (from_hilum > 0.7 * _FROM_HILUM))
+
+
+def _from_hilum(airway: Mask, middle: float, coarse: _Coarse) -> npt.NDArray[np.float64]:
+    """Return the distance (mm) of every voxel from the airway, or from the midline where no airway was found."""
+    if airway.any():
+        return np.asarray(ndimage.distance_transform_edt(~airway, coarse.spacing))
+    columns = np.abs(np.arange(airway.shape[2]) - middle) * coarse.spacing[2]
+    return np.broadcast_to(columns, airway.shape)
 
 
 def _require_lungs(lungs: Mask, coarse: _Coarse) -> None:
