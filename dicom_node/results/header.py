@@ -3,41 +3,67 @@
 from __future__ import annotations
 
 import math
+import re
 from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import highdicom as hd
 from pydicom import DataElement, Dataset
+from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.sr.coding import Code as PydicomCode
-from pydicom.valuerep import PersonName
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.valuerep import PersonName, validate_value
 
 from dicom_node.findings import Code
-from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context
+from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context, derive_uid
 from dicom_node.source import Source
 
 ARTIFICIAL_INTELLIGENCE = PydicomCode("123110", "DCM", "Artificial Intelligence")
 PROCESSING_EQUIPMENT = PydicomCode("109102", "DCM", "Processing Equipment")
 
-_FROM_SOURCE = (
-    # what highdicom does not copy of the patient, the study and the anatomy (PS3.3 C.7.1 to C.7.3)
+_IDENTITY = (
+    # type 2 of the Patient and General Study modules (PS3.3 C.7.1, C.7.2), copied as the source has them
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+_MORE_IDENTITY = (
+    # what else of patient and study the source may state
     "IssuerOfPatientID",
     "OtherPatientIDsSequence",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "EthnicGroup",
     "StudyDescription",
     "ProcedureCodeSequence",
     "IssuerOfAccessionNumberSequence",
-    "TimezoneOffsetFromUTC",
     "ClinicalTrialSponsorName",
     "ClinicalTrialProtocolID",
     "ClinicalTrialSubjectID",
 )
-_FROM_SOURCE_IMAGE = ("BodyPartExamined", "Laterality")  # of an image's General Series; a document has none
+_IF_VALID = ("PatientAge", "PatientSize", "PatientWeight", "EthnicGroup")
 _DOCUMENTS = frozenset({"SR", "KO"})
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
+_LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
+_CODE_STRING = re.compile("[A-Z0-9_ ]{1,16}")
+_OFFSET = re.compile("[+-][0-9]{4}")
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """The source's headers, ready: `images` for highdicom, `stated` for patient and study as the source has them.
+
+    Nothing in `images` identifies the patient: highdicom would log what it finds odd, and refuse what is wrong.
+    """
+
+    images: list[Dataset]
+    stated: Dataset
 
 
 def code(of: Code) -> PydicomCode:
@@ -64,17 +90,17 @@ def algorithm_parameters(context: Context, parameters: dict[str, str]) -> dict[s
     return {"model digest": context.model.digest, **parameters}
 
 
-def complete(dataset: Dataset, reference: Dataset, context: Context, *, series_offset: int) -> Dataset:
-    """Fill in what highdicom leaves out, from the first of the `prepared` headers. Returns `dataset`."""
-    wanted = _FROM_SOURCE if dataset.Modality in _DOCUMENTS else _FROM_SOURCE + _FROM_SOURCE_IMAGE
-    for keyword in wanted:
-        if reference.get(keyword) not in (None, "") and keyword not in dataset:
-            dataset[keyword] = deepcopy(reference[keyword])
+def complete(dataset: Dataset, headers: Headers, context: Context, *, series_offset: int) -> Dataset:
+    """Fill in what highdicom leaves out; the same for every kind. Returns `dataset`."""
+    _identify(dataset, headers.stated)
+    if dataset.Modality not in _DOCUMENTS:
+        _say_body_part(dataset, headers.stated)
     _mend_what_is_broken(dataset)
+    now = _local_time(context.now, dataset)
     dataset.SeriesNumber = context.series_number + series_offset
     dataset.SeriesDescription = context.series_description()
-    dataset.SeriesDate = dataset.ContentDate = f"{context.now:%Y%m%d}"
-    dataset.SeriesTime = dataset.ContentTime = f"{context.now:%H%M%S}"
+    dataset.SeriesDate = dataset.ContentDate = f"{now:%Y%m%d}"
+    dataset.SeriesTime = dataset.ContentTime = f"{now:%H%M%S}"
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = dataset.ContentDate, dataset.ContentTime
     dataset.Manufacturer = MANUFACTURER
     dataset.ManufacturerModelName = MANUFACTURER_MODEL_NAME
@@ -82,6 +108,47 @@ def complete(dataset: Dataset, reference: Dataset, context: Context, *, series_o
     dataset.DeviceSerialNumber = context.ae_title
     dataset.ContentQualification = context.qualification
     return dataset
+
+
+def _identify(dataset: Dataset, stated: Dataset) -> None:
+    """Copy patient and study word for word: an archive files the result by them, even by wrong ones."""
+    for keyword in _IDENTITY:
+        if keyword in stated:
+            dataset[keyword] = deepcopy(stated[keyword])
+    for keyword in _MORE_IDENTITY:
+        if stated.get(keyword) not in (None, ""):
+            dataset[keyword] = deepcopy(stated[keyword])
+    for keyword in _IF_VALID:
+        if stated.get(keyword) not in (None, "") and _is_valid(stated[keyword]):
+            dataset[keyword] = deepcopy(stated[keyword])
+        elif keyword in dataset:
+            del dataset[keyword]
+    if _OFFSET.fullmatch(str(stated.get("TimezoneOffsetFromUTC") or "")):
+        dataset.TimezoneOffsetFromUTC = stated.TimezoneOffsetFromUTC
+
+
+def _is_valid(element: DataElement) -> bool:
+    try:
+        validate_value(element.VR, str(element.value), RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def _say_body_part(dataset: Dataset, stated: Dataset) -> None:
+    """Copy Body Part Examined where it is a Code String.
+
+    Not Laterality: validators hold that it must not be in a segmentation, where the segments' codes say the side.
+    """
+    body_part = str(stated.get("BodyPartExamined") or "").strip().upper()
+    if _CODE_STRING.fullmatch(body_part):
+        dataset.BodyPartExamined = body_part
+
+
+def _local_time(now: datetime, dataset: Dataset) -> datetime:
+    """Return `now` by the clock that the object states (PS3.3 C.12.1.1.8), else by the node's own."""
+    offset = str(dataset.get("TimezoneOffsetFromUTC") or "")
+    return now.astimezone(datetime.strptime(offset, "%z").tzinfo) if offset else now
 
 
 def _mend_what_is_broken(dataset: Dataset) -> None:
@@ -103,15 +170,21 @@ def made_by(context: Context) -> dict[str, Any]:
     }
 
 
-def prepared(source: Source) -> list[Dataset]:
+def prepared(source: Source) -> Headers:
     """Return the source's headers as highdicom can use them: in UTF-8, and with what it reads without asking.
 
-    Real headers lack elements, and come in every character set. The first, of which patient and study are
-    copied, is a deep copy; the others are shallow. The source itself is never changed.
+    Real headers lack elements, have wrong ones, and come in every character set. The source itself is never changed.
     """
     thickness = _typical_gap(source)
-    first, *others = source.datasets
-    return [_filled(_in_utf_8(first), thickness), *(_filled(_shallow(other), thickness) for other in others)]
+    stated = _in_utf_8(source.datasets[0])
+    first = _filled(_shallow(stated), thickness)
+    others = [_filled(_shallow(other), thickness) for other in source.datasets[1:]]
+    for other in others:
+        # equal but for rounding, or they would not be one stack; highdicom wants them equal to the bit
+        for keyword in ("ImageOrientationPatient", "PixelSpacing"):
+            if keyword in first:
+                put(other, keyword, first[keyword].value)
+    return Headers([first, *others], stated)
 
 
 def put(dataset: Dataset, keyword: str, value: Any) -> None:
@@ -133,10 +206,25 @@ def _shallow(original: Dataset) -> Dataset:
 def _in_utf_8(original: Dataset) -> Dataset:
     """Return a deep copy whose text is decoded by its declared character set and will be written in UTF-8."""
     copied = deepcopy(original)
+    _drop_unreadable(copied)
     copied.decode()
     _rename(copied)
     copied.SpecificCharacterSet = "ISO_IR 192"
     return copied
+
+
+def _drop_unreadable(dataset: Dataset) -> None:
+    """Drop, at any depth, elements whose bytes are no value of their VR: a weight of "70,5", say."""
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+        except Exception:
+            # pydicom converts on access, with an exception of its own for each VR
+            del dataset[tag]
+            continue
+        if element.VR == "SQ":
+            for item in element.value:
+                _drop_unreadable(item)
 
 
 def _rename(dataset: Dataset) -> None:
@@ -151,16 +239,26 @@ def _rename(dataset: Dataset) -> None:
 
 
 def _filled(copied: Dataset, thickness: float) -> Dataset:
-    for keyword in _TYPE_TWO:
-        if keyword not in copied:
-            put(copied, keyword, None)
+    for keyword in _IDENTITY:
+        put(copied, keyword, None)
     if not copied.get("SliceThickness"):
         put(copied, "SliceThickness", thickness)
+    if float(copied.get("SpacingBetweenSlices") or 1.0) <= 0:
+        del copied["SpacingBetweenSlices"]  # some scanners tell the direction by its sign
     if "PerFrameFunctionalGroupsSequence" in copied:
         _share_geometry(copied)
-    if copied.get("LossyImageCompression") == "01":
-        _complete_lossy(copied)
+    if not copied.get("FrameOfReferenceUID"):
+        _make_frame_of_reference(copied)
+    _tell_loss(copied)
     return copied
+
+
+def _make_frame_of_reference(copied: Dataset) -> None:
+    """Name the frame of reference of positions that come without one, the same for the whole series."""
+    if "FrameOfReferenceUID" in copied:
+        del copied["FrameOfReferenceUID"]
+    if "ImagePositionPatient" in copied or "PerFrameFunctionalGroupsSequence" in copied:
+        put(copied, "FrameOfReferenceUID", derive_uid("frame of reference", str(copied.SeriesInstanceUID)))
 
 
 def _typical_gap(source: Source) -> float:
@@ -169,19 +267,6 @@ def _typical_gap(source: Source) -> float:
     if len(places) < 2 or not all(places):
         return 1.0
     return round(math.dist(places[0], places[1]), 4) or 1.0
-
-
-_TYPE_TWO = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
 
 
 def _share_geometry(copied: Dataset) -> None:
@@ -194,9 +279,12 @@ def _share_geometry(copied: Dataset) -> None:
     put(copied, "SharedFunctionalGroupsSequence", [shared])
 
 
-def _complete_lossy(copied: Dataset) -> None:
-    """A source that says it was compressed with loss but not how much: say so without inventing a ratio."""
-    if not copied.get("LossyImageCompressionRatio") or not copied.get("LossyImageCompressionMethod"):
-        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if keyword in copied:
-                del copied[keyword]
+def _tell_loss(copied: Dataset) -> None:
+    """Say whether the source was compressed with loss; how much, only where the source says it (C.7.6.1.1.5)."""
+    lossy = str(copied.get("LossyImageCompression") or "") in ("01", "1")
+    lossy = lossy or copied.file_meta.get("TransferSyntaxUID") in _LOSSY
+    put(copied, "LossyImageCompression", "01" if lossy else "00")
+    known = copied.get("LossyImageCompressionRatio") and copied.get("LossyImageCompressionMethod")
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if keyword in copied and not (lossy and known):
+            del copied[keyword]

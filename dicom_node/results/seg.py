@@ -13,6 +13,7 @@ from dicom_node.findings import Findings, Segment
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME, Context
 from dicom_node.results.header import (
     ARTIFICIAL_INTELLIGENCE,
+    Headers,
     algorithm_parameters,
     code,
     complete,
@@ -27,16 +28,16 @@ _LAYERS = 10  # series numbers that the layers of one model may use
 
 def encode(findings: Findings, source: Source, context: Context, made: object) -> Sequence[Dataset]:
     """Return one SEG for each layer of labels that has a segment; segments in one SEG never overlap."""
-    images = prepared(source) if findings.layers else []
-    return [_encode_layer(layer, findings, source, images, context) for layer in findings.layers]
+    if not findings.layers:
+        return []
+    headers = prepared(source)
+    return [_encode_layer(layer, findings, source, headers, context) for layer in findings.layers]
 
 
-def _encode_layer(
-    layer: int, findings: Findings, source: Source, images: Sequence[Dataset], context: Context
-) -> Dataset:
+def _encode_layer(layer: int, findings: Findings, source: Source, headers: Headers, context: Context) -> Dataset:
     segments = findings.segments_of(layer)
     encoded = hd.seg.Segmentation(
-        source_images=images,
+        source_images=headers.images,
         pixel_array=_on_frames(_numbered(findings.labels[layer], segments), source),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
@@ -53,8 +54,8 @@ def _encode_layer(
         omit_empty_frames=True,
         **made_by(context),
     )
-    _fill_projection(encoded, images[0])
-    return complete(encoded, images[0], context, series_offset=_SERIES_OFFSET + min(layer, _LAYERS - 1))
+    _fill_projection(encoded, headers.images[0])
+    return complete(encoded, headers, context, series_offset=_SERIES_OFFSET + min(layer, _LAYERS - 1))
 
 
 def _numbered(labels: npt.NDArray[np.unsignedinteger], segments: Sequence[Segment]) -> npt.NDArray[np.uint8]:

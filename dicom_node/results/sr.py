@@ -53,7 +53,8 @@ _ANY_PROCEDURE = PydicomCode("363679005", "SCT", "Imaging procedure")
 
 def encode(findings: Findings, source: Source, context: Context, made: Made) -> Sequence[Dataset]:
     """Return the one report; it tells a negative answer too."""
-    images = prepared(source)
+    headers = prepared(source)
+    images = headers.images
     segmentations = list(made.get("seg", ()))
     groups, key_frames = _groups(findings, source, context, segmentations)
     content = sr.MeasurementReport(
@@ -76,7 +77,7 @@ def encode(findings: Findings, source: Source, context: Context, made: Made) -> 
         previous_versions=[_predecessor(earlier, images[0]) for earlier in context.predecessors] or None,
         **made_by(context),
     )
-    return [complete(report, images[0], context, series_offset=_SERIES_OFFSET)]
+    return [complete(report, headers, context, series_offset=_SERIES_OFFSET)]
 
 
 # -- groups -------------------------------------------------------------------------------------------------------
