@@ -34,7 +34,7 @@ def requeue(
 def send(
     paths: Annotated[list[Path], typer.Argument(help="Files, or folders to send with all that is in them.")],
     to: Annotated[
-        str | None, typer.Option(help="A [peer] of the settings or AETITLE@HOST:PORT; by default this node.")
+        str | None, typer.Option(help="A peer of the settings or AETITLE@HOST:PORT; by default this node.")
     ] = None,
     calling: Annotated[str, typer.Option(help="Our own AE title.")] = "DICOM_NODE_SCU",
     settings: SettingsOption = None,

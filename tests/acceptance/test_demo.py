@@ -1,0 +1,37 @@
+"""The README's first command, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from PIL import Image
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dicom_node", "demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, "COLUMNS": "160"})
+
+
+def test_the_demo_shows_what_came_back(tmp_path):
+    done = demo("--output", str(tmp_path / "out"))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    for expected in ("Right lung", "Left lung", "Nodule 1", "Nodule 3", "56 slices without a gap"):
+        assert expected in done.stdout
+    assert len(list((tmp_path / "out" / "pacs").glob("*.dcm"))) == 4
+    picture = Image.open(tmp_path / "out" / "key-slices.png")
+    coloured = sum(count for count, (r, g, b) in picture.getcolors(10_000_000) if max(r, g, b) - min(r, g, b) > 40)
+    assert coloured > 20_000
+
+
+def test_the_demo_fails_where_no_model_applies(tmp_path):
+    from dicom_node.demo.phantom import make_thorax, write_series
+
+    write_series(make_thorax(slices=6), tmp_path / "ct")
+
+    done = demo(str(tmp_path / "ct"), "--output", str(tmp_path / "out"))
+
+    assert done.returncode == 1
+    assert "too_few_slices" in done.stdout
