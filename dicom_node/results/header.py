@@ -12,11 +12,12 @@ from typing import Any
 import highdicom as hd
 from pydicom import DataElement, Dataset
 from pydicom.config import RAISE
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.sr.coding import Code as PydicomCode
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 from pydicom.valuerep import PersonName, validate_value
 
+from dicom_node.errors import InputRefused
 from dicom_node.findings import Code
 from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context, derive_uid
 from dicom_node.source import Source
@@ -218,8 +219,10 @@ def _drop_unreadable(dataset: Dataset) -> None:
     for tag in list(dataset.keys()):
         try:
             element = dataset[tag]
-        except Exception:
+        except Exception as error:
             # pydicom converts on access, with an exception of its own for each VR
+            if (keyword := keyword_for_tag(tag)) in _IDENTITY:
+                raise InputRefused(f"the source's {keyword} cannot be read: {type(error).__name__}") from error
             del dataset[tag]
             continue
         if element.VR == "SQ":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import subprocess
-import warnings
 
 import numpy as np
+import pydicom.config
 import pytest
 from pydicom import DataElement, Dataset, dcmread
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from dicom_node.errors import InputRefused
 from tests.conformance.cases import encode_case, make_case
 from tests.conformance.test_results import complaints
 
@@ -47,13 +48,25 @@ IDENTITIES = {
 }
 
 
+@pytest.fixture
+def as_the_node_reads(monkeypatch):
+    """The node's logging set-up switches pydicom's warnings about values off: they quote them."""
+    monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.IGNORE)
+
+
+@pytest.mark.usefixtures("as_the_node_reads")
 @pytest.mark.parametrize("keyword", IDENTITIES)
 def test_patient_and_study_are_copied_word_for_word_even_where_wrong(tmp_path, keyword):
     case = make_case(tmp_path, edit=stating(**{keyword: IDENTITIES[keyword]}))
 
     for path in case.written(tmp_path / "results"):
-        with warnings.catch_warnings(action="ignore"):
-            assert str(dcmread(path).get(keyword)) == IDENTITIES[keyword]
+        assert str(dcmread(path).get(keyword)) == IDENTITIES[keyword]
+
+
+def test_a_patient_id_that_cannot_be_read_is_never_left_out_in_silence(tmp_path):
+    """Here warnings are errors, so a Patient ID that is too long is one that cannot be read."""
+    with pytest.raises(InputRefused, match="PatientID"):
+        make_case(tmp_path, edit=stating(PatientID="x" * 70))
 
 
 def test_no_library_logs_who_the_patient_is(tmp_path, caplog):
