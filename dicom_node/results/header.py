@@ -117,10 +117,10 @@ def _identify(dataset: Dataset, stated: Dataset) -> None:
         if keyword in stated:
             dataset[keyword] = deepcopy(stated[keyword])
     for keyword in _MORE_IDENTITY:
-        if stated.get(keyword) not in (None, ""):
+        if keyword in stated and not (stated[keyword].VR == "SQ" and stated[keyword].is_empty):
             dataset[keyword] = deepcopy(stated[keyword])
     for keyword in _IF_VALID:
-        if stated.get(keyword) not in (None, "") and _is_valid(stated[keyword]):
+        if keyword in stated and (stated[keyword].is_empty or _is_valid(stated[keyword])):
             dataset[keyword] = deepcopy(stated[keyword])
         elif keyword in dataset:
             del dataset[keyword]
