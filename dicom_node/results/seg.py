@@ -55,6 +55,7 @@ def _encode_layer(layer: int, findings: Findings, source: Source, headers: Heade
         **made_by(context),
     )
     _fill_projection(encoded, headers.images[0])
+    encoded.ContentCreatorName = None  # type 2: no person made it
     return complete(encoded, headers, context, series_offset=_SERIES_OFFSET + min(layer, _LAYERS - 1))
 
 
