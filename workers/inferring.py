@@ -18,7 +18,8 @@ from dicom_node.labelling import Context, ModelIdentity, Predecessor, digest_of_
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import StoredInstance
 from dicom_node.ledger.jobs import Job, StoredResult
-from dicom_node.results import encode_all
+from dicom_node.results import Result, encode_all
+from dicom_node.selfcheck import require_sound
 from dicom_node.services import STORAGE_BY_UID, Use
 from dicom_node.source import Source
 from dicom_node.spool import Spool
@@ -78,8 +79,11 @@ class Inferring:
         with watch.stage("encode"):
             findings = findings_of(prediction, volume, manifest, context)
             results = encode_all(manifest.results, findings, volume.source, context)
+            contents = [_written(result.dataset) for result in results]
+        with watch.stage("check"):
+            require_sound(contents, volume.source)
         with watch.stage("keep"):
-            stored = [self._keep(result.kind, result.dataset) for result in results]
+            stored = [self._keep(*pair) for pair in zip(results, contents, strict=True)]
         self._ledger.jobs.inferred(job, stored, now=time.time(), seconds=watch.seconds)
         log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
 
@@ -108,11 +112,9 @@ class Inferring:
             if result.kind == "sr"
         )
 
-    def _keep(self, kind: str, dataset: Dataset) -> StoredResult:
+    def _keep(self, result: Result, content: memoryview) -> StoredResult:
         """Write the object once; from here on only these bytes are sent."""
-        buffer = BytesIO()
-        dataset.save_as(buffer, enforce_file_format=True)
-        content = buffer.getbuffer()
+        dataset = result.dataset
         path, sha256 = self._spool.keep_result(dataset.SOPInstanceUID, content)
         return StoredResult(
             sop_instance_uid=dataset.SOPInstanceUID,
@@ -120,11 +122,18 @@ class Inferring:
             series_instance_uid=dataset.SeriesInstanceUID,
             study_instance_uid=dataset.StudyInstanceUID,
             transfer_syntax_uid=dataset.file_meta.TransferSyntaxUID,
-            kind=kind,
+            kind=result.kind,
             path=path,
             sha256=sha256,
             size=len(content),
         )
+
+
+def _written(dataset: Dataset) -> memoryview:
+    """Return the object as a Part 10 file."""
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getbuffer()
 
 
 def _require_one_patient(source: Source) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dicom_node.findings import Findings
 from dicom_node.labelling import Context, ModelIdentity, derive_uid
 from dicom_node.manifest import Manifest
 from dicom_node.results import Result, encode_all
+from dicom_node.selfcheck import require_sound
 from workers.findings_of import findings_of
 from workers.prediction import Detection, Prediction
 from workers.volume import Volume, load
@@ -135,7 +137,15 @@ def encode_case(phantom, paths, *, organs=True, nodules=True, found=True, outlin
     prediction = predict(volume, organs=organs, found=found and nodules, outline=outline)
     findings = findings_of(prediction, volume, manifest(organs=organs, nodules=nodules), made)
     results = encode_all(("seg", "sr"), findings, volume.source, made)
+    require_sound([encoded(result.dataset) for result in results], volume.source)
     return Case(phantom, paths, volume, findings, made, results)
+
+
+def encoded(dataset: Dataset) -> bytes:
+    """Return a Part 10 file."""
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 def point_of(volume: Volume, voxel: tuple[int, int, int]) -> npt.NDArray[np.float64]:
