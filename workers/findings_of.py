@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from dicom_node.errors import ModelRefused
-from dicom_node.findings import Box, Code, Finding, Findings, Measurement, Segment
+from dicom_node.errors import ModelRefused, NotApplicable
+from dicom_node.findings import Box, Code, Finding, Findings, Measurement, Reason, Segment
 from dicom_node.labelling import Context
 from dicom_node.manifest import DetectionOutput, Manifest, SegmentOutput
 from workers.prediction import Detection, Grid, Prediction
@@ -32,6 +32,7 @@ def findings_of(prediction: Prediction, volume: Volume, manifest: Manifest, cont
     """Return what the model says, by the manifest's codes; segments without a voxel are left out.
 
     Raises:
+        NotApplicable: the model looks for structures only, and none is there.
         ModelRefused: the prediction has a label or a detection that the manifest does not name, or another shape.
     """
     _require_sense(prediction, volume, manifest)
@@ -51,6 +52,8 @@ def findings_of(prediction: Prediction, volume: Volume, manifest: Manifest, cont
             findings.append(replace(finding, segment=segment))
         else:
             findings.append(finding)
+    if not segments and not manifest.outputs.detections:
+        raise NotApplicable(Reason.ORGAN_NOT_FOUND, "no structure of the model is in the images")
     labels = tuple(array for array in (_organ_labels(prediction, volume, organs), outlines) if array is not None)
     return Findings(
         labels=labels,

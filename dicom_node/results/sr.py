@@ -21,6 +21,7 @@ from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context,
 from dicom_node.results import Made
 from dicom_node.results.header import (
     ARTIFICIAL_INTELLIGENCE,
+    Headers,
     algorithm_parameters,
     code,
     complete,
@@ -52,32 +53,50 @@ _ANY_PROCEDURE = PydicomCode("363679005", "SCT", "Imaging procedure")
 
 
 def encode(findings: Findings, source: Source, context: Context, made: Made) -> Sequence[Dataset]:
-    """Return the one report; it tells a negative answer too."""
+    """Return a report of what was found and, apart from it, one of what was looked for and not found."""
     headers = prepared(source)
-    images = headers.images
     segmentations = list(made.get("seg", ()))
+    reports = []
     groups, key_frames = _groups(findings, source, context, segmentations)
+    if groups:
+        evidence = [*headers.images, *segmentations]
+        reports.append(_report(0, groups, evidence, _library(key_frames, source, headers.images), headers, context))
+    if absent := _absences(findings, context):
+        library = _library([len(source.frames) // 2], source, headers.images)
+        reports.append(_report(1, absent, headers.images, library, headers, context))
+    return reports
+
+
+def _report(
+    ordinal: int,
+    groups: Sequence[Any],
+    evidence: Sequence[Dataset],
+    library: Sequence[Dataset],
+    headers: Headers,
+    context: Context,
+) -> Dataset:
+    """Return one document; `evidence` has the images first, for a viewer takes the first series for the image's."""
     content = sr.MeasurementReport(
         observation_context=_observation_context(context),
-        procedure_reported=_PROCEDURES.get(str(images[0].get("Modality")), _ANY_PROCEDURE),
+        procedure_reported=_PROCEDURES.get(str(headers.images[0].get("Modality")), _ANY_PROCEDURE),
         imaging_measurements=groups,
         title=_IMAGING_MEASUREMENT_REPORT,
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
-        referenced_images=_library(key_frames, source, images),
+        referenced_images=library,
     )
     report = sr.Comprehensive3DSR(
-        evidence=[*images, *segmentations],
+        evidence=evidence,
         content=content[0],
-        series_instance_uid=context.uid("sr series"),
+        series_instance_uid=context.uid("sr series", ordinal),
         series_number=context.series_number,
-        sop_instance_uid=context.uid("sr"),
+        sop_instance_uid=context.uid("sr", ordinal),
         is_complete=True,
         is_final=False,
         is_verified=False,
-        previous_versions=[_predecessor(earlier, images[0]) for earlier in context.predecessors] or None,
+        previous_versions=[_predecessor(earlier, headers.images[0]) for earlier in context.predecessors] or None,
         **made_by(context),
     )
-    return [complete(report, headers, context, series_offset=_SERIES_OFFSET)]
+    return complete(report, headers, context, series_offset=_SERIES_OFFSET + ordinal)
 
 
 # -- groups -------------------------------------------------------------------------------------------------------
@@ -98,10 +117,16 @@ def _groups(
             box = _box_of(segment, findings)
             groups.extend(_segment_groups(segment, box, findings, source, context, segmentations))
             frames.append(box.frame)
-    if findings.is_negative:
-        groups.extend(_absent(looked_for, findings, context) for looked_for in findings.looked_for)
-        frames.append(len(source.frames) // 2)
     return groups, frames
+
+
+def _absences(findings: Findings, context: Context) -> list[Any]:
+    """Return a group for everything that was looked for and not found.
+
+    It has no coordinates, so it must not stand in a report with groups that have: see the top of the file.
+    """
+    found = {finding.finding for finding in findings.findings}
+    return [_absent(looked_for, findings, context) for looked_for in findings.looked_for if looked_for not in found]
 
 
 def _finding_groups(
@@ -203,7 +228,7 @@ def _volumetric(
 
 
 def _absent(looked_for: Code, findings: Findings, context: Context) -> Any:
-    """Return the TID 1501 group that says: looked for, not found. It stands in a report without drawings only."""
+    """Return the TID 1501 group that says: looked for, not found."""
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=context.uid(f"tracking absent {looked_for.value}"), identifier=f"No {looked_for.meaning.lower()}"

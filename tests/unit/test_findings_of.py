@@ -9,7 +9,8 @@ import pytest
 from pydicom.sr._concepts_dict import concepts
 
 from dicom_node.demo.phantom import make_thorax, write_series
-from dicom_node.errors import ModelRefused
+from dicom_node.errors import ModelRefused, NotApplicable
+from dicom_node.findings import Reason
 from tests.conformance.cases import GEOMETRIES, SMALL, context, manifest, predict
 from tests.datasets import series_of, write
 from workers.findings_of import _LATERALITY, _MEASURED, box_on_source, findings_of, volumes_by_value
@@ -132,6 +133,15 @@ def test_the_same_prediction_has_the_same_tracking_uids_and_another_model_others
 
     assert first == again
     assert not first & other
+
+
+def test_a_model_of_structures_that_sees_none_does_not_apply(volume):
+    nothing = Prediction(labels=np.zeros(volume.grid.values.shape, np.uint8))
+
+    with pytest.raises(NotApplicable) as refused:
+        findings_of(nothing, volume, manifest(nodules=False), context())
+
+    assert refused.value.reason == Reason.ORGAN_NOT_FOUND
 
 
 FAULTS = {
