@@ -25,6 +25,8 @@ from workers.pipeline import Pipeline
 
 logger = structlog.get_logger()
 
+_NICE = 5
+
 
 def run(
     queue: Annotated[list[str] | None, typer.Option(help="Take only this kind of work: infer or deliver.")] = None,
@@ -45,6 +47,7 @@ def run(
         raise typer.BadParameter(f"no such queue: {', '.join(unknown)} (there is: {', '.join(QUEUES.values())})")
     if parent is not None:
         _die_with(parent)
+        os.nice(_NICE)  # on the node's own machine a model must not slow the receiver down
     try:
         loaded = config.load(settings)
         ledger = Ledger(loaded.ledger_url)

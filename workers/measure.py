@@ -26,7 +26,7 @@ from workers.volume import Volume, load
 console = Console()
 
 SIZES = (4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)  # mm
-_EACH = 12  # nodules of each size
+_EACH = 8  # nodules of each size
 _AT_ONCE = 4  # nodules in a lung at the same time
 _SUBSLICES = 5
 _NODULE = 30.0  # HU

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -84,7 +85,36 @@ class CtLung:
 
 
 def segment(grid: Grid, device: torch.device, progress: Progress) -> npt.NDArray[np.uint8]:
-    """Return the lungs of `grid`: 1 right, 2 left, uint8 of the grid's shape."""
+    """Return the lungs of `grid`: 1 right, 2 left, uint8 of the grid's shape.
+
+    The last answer is remembered: models of the lungs run on a series one after the other, and each begins here.
+    """
+    key = _fingerprint(grid)
+    if _LAST.key != key:
+        _LAST.labels = _segmented(grid, device, progress)
+        _LAST.key = key
+    progress(1.0)
+    return _LAST.labels.copy()
+
+
+@dataclass(slots=True)
+class _Last:
+    """The last grid that was segmented in this process, by fingerprint, and its lungs."""
+
+    key: bytes
+    labels: npt.NDArray[np.uint8]
+
+
+_LAST = _Last(b"", np.empty(0, np.uint8))
+
+
+def _fingerprint(grid: Grid) -> bytes:
+    digest = hashlib.blake2b(np.ascontiguousarray(grid.values).data, digest_size=16)
+    digest.update(f"{grid.spacing} {grid.stack}".encode() + grid.positions.tobytes() + grid.thickness.tobytes())
+    return digest.digest()
+
+
+def _segmented(grid: Grid, device: torch.device, progress: Progress) -> npt.NDArray[np.uint8]:
     if grid.stack != 0:
         raise NotApplicable(Reason.WRONG_ORIENTATION, "the slices are not axial")
     coarse = _coarse(grid, device)
@@ -99,7 +129,6 @@ def segment(grid: Grid, device: torch.device, progress: Progress) -> npt.NDArray
     _require_lungs(right | left, coarse)
     progress(0.8)
     labels = _refined(right, left, airway, grid, coarse, device)
-    progress(1.0)
     return labels
 
 
