@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydicom import DataElement, Dataset
+from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.pixels.utils import compress
 from pydicom.uid import JPEG2000Lossless, RLELossless
@@ -180,6 +183,19 @@ def test_compressed_pixels_are_the_same_pixels(tmp_path, syntax):
     np.testing.assert_array_equal(load([packed]).grid.values, load([plain]).grid.values)
 
 
+@pytest.mark.parametrize("variant", ["RLE", "jp2klossless", "jpeg_ls_lossless", "bigendian", "implicit", "expb"])
+def test_a_real_mr_image_is_the_same_in_every_transfer_syntax(variant):
+    plain, other = get_testdata_file("MR_small.dcm"), get_testdata_file(f"MR_small_{variant}.dcm")
+
+    np.testing.assert_array_equal(load([Path(other)]).grid.values, load([Path(plain)]).grid.values)
+
+
+@pytest.mark.parametrize("name", ["MR_truncated.dcm", "JPGExtended.dcm", "rtplan_truncated.dcm", "image_dfl.dcm"])
+def test_a_file_that_cannot_be_used_ends_in_a_reason(name):
+    with pytest.raises((NotApplicable, InputRefused)):
+        load([Path(get_testdata_file(name))])
+
+
 # -- what is no volume, in words ----------------------------------------------------------------------------------
 
 NO_GEOMETRY = {
@@ -240,7 +256,8 @@ def test_pixels_that_end_too_early_are_refused(series):
     ("uid", "name"),
     [
         ("1.2.840.10008.1.2.4.51", "JPEG Extended"),
-        ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.110"),  # JPEG XL, which pydicom has no name for
+        # pydicom has no name for it, until dicom_node.services gives it one
+        ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.110|JPEG XL"),
         ("1.2.3.4.5", "1.2.3.4.5"),
     ],
 )
