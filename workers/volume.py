@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import UID
 
 from dicom_node.errors import InputRefused, NotApplicable
 from dicom_node.findings import Reason
@@ -28,6 +29,7 @@ _SAME_SPACING = 1e-3  # mm
 _STRAY = (10.0, 30.0)  # a gap of ten typical ones, and of as many mm, ends a stack
 _AIR = -1024  # HU; also what lies outside a CT's reconstruction circle
 _AXES = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # to the head, to the back, to the left
+_NAMES = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 _PLANES = {0: "axial", 1: "coronal", 2: "sagittal"}  # by the patient axis that crosses the slices
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -81,6 +83,7 @@ class _Slice:
     shape: tuple[int, int]
     slope: float
     intercept: float
+    fits_int16: bool
     rank: tuple[int, int]
     block: tuple[str, int]
 
@@ -110,6 +113,7 @@ def load(paths: Sequence[Path]) -> Volume:
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         headers = list(pool.map(_header, paths))
+        _require_one_series(headers)
         slices, notes = _one_stack(
             [piece for number, header in enumerate(headers) for piece in _slices(number, header)]
         )
@@ -129,10 +133,22 @@ def load(paths: Sequence[Path]) -> Volume:
 
 def _header(path: Path) -> Dataset:
     try:
-        return dcmread(path, stop_before_pixels=True)
+        header = dcmread(path, stop_before_pixels=True)
+        names = [header[keyword].value for keyword in _NAMES]
     except Exception as error:
         # pydicom answers a broken file with whatever exception comes first
         raise InputRefused(f"an instance cannot be read: {type(error).__name__}") from error
+    if not all(isinstance(name, UID) and name for name in names):
+        raise InputRefused(f"an instance lacks one of {', '.join(_NAMES)}")
+    if names[0].type != "SOP Class":
+        raise InputRefused("an instance is of no SOP Class of the standard")
+    return header
+
+
+def _require_one_series(headers: Sequence[Dataset]) -> None:
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
+        if len({header[keyword].value for header in headers}) > 1:
+            raise InputRefused(f"the instances of the series have more than one {keyword}")
 
 
 def _slices(instance: int, header: Dataset) -> Iterable[_Slice]:
@@ -141,7 +157,7 @@ def _slices(instance: int, header: Dataset) -> Iterable[_Slice]:
         shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
         for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence, start=1):
             yield from _slice(instance, number, header, _functional(frame, shared[0]))
-    elif header.get("NumberOfFrames") in (None, "", 1):
+    elif str(header.get("NumberOfFrames") or 1) == "1":
         yield from _slice(instance, 1, header, header)
 
 
@@ -166,6 +182,7 @@ def _slice(instance: int, frame_number: int, header: Dataset, place: Dataset) ->
         orientation = tuple(float(value) for value in place.ImageOrientationPatient)
         position = np.array([float(value) for value in place.ImagePositionPatient])
         spacing = tuple(float(value) for value in place.PixelSpacing)
+        slope, intercept = float(place.get("RescaleSlope") or 1.0), float(place.get("RescaleIntercept") or 0.0)
         piece = _Slice(
             instance=instance,
             frame_number=frame_number,
@@ -174,15 +191,27 @@ def _slice(instance: int, frame_number: int, header: Dataset, place: Dataset) ->
             spacing=(spacing[0], spacing[1]),
             thickness=float(place.get("SliceThickness") or 0.0),
             shape=(int(header.Rows), int(header.Columns)),
-            slope=float(place.get("RescaleSlope") or 1.0),
-            intercept=float(place.get("RescaleIntercept") or 0.0),
+            slope=slope,
+            intercept=intercept,
+            fits_int16=_fits_int16(slope, intercept, header),
             rank=(int(header.get("AcquisitionNumber") or 0), int(header.get("InstanceNumber") or 0)),
             block=(str(header.get("FrameOfReferenceUID") or ""), -1 if place is header else instance),
         )
-    except (AttributeError, TypeError, ValueError, IndexError, OverflowError):
+    except Exception:
+        # absent, of another kind, of no kind at all: pydicom converts on access, with an exception of its own for each
         return
     if _is_usable(piece):
         yield piece
+
+
+def _fits_int16(slope: float, intercept: float, header: Dataset) -> bool:
+    """Return whether rescaled values are whole and fit; HU that do not fit are metal, and are cut off."""
+    if slope != int(slope) or intercept != int(intercept):
+        return False
+    bits = int(header.get("BitsStored") or 16)
+    lowest, highest = (-(1 << bits - 1), (1 << bits - 1) - 1) if header.get("PixelRepresentation") else (0, 2**bits - 1)
+    rescaled = [value * slope + intercept for value in (lowest, highest)]
+    return header.get("Modality") == "CT" or (min(rescaled) >= -32768 and max(rescaled) <= 32767)
 
 
 def _is_usable(piece: _Slice) -> bool:
@@ -249,8 +278,8 @@ def _decoded(
     paths: Sequence[Path], headers: Sequence[Dataset], slices: Sequence[_Slice], pool: ThreadPoolExecutor
 ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
     """Return rescaled values of shape `(slices, rows, columns)`: int16 where that is exact, else float32."""
-    fits = all(_fits_int16(piece, headers[piece.instance]) for piece in slices)
-    values = np.empty((len(slices), *slices[0].shape), np.int16 if fits else np.float32)
+    whole = all(piece.fits_int16 for piece in slices)
+    values = np.empty((len(slices), *slices[0].shape), np.int16 if whole else np.float32)
     by_instance: dict[int, list[int]] = defaultdict(list)
     for index, piece in enumerate(slices):
         by_instance[piece.instance].append(index)
@@ -263,16 +292,6 @@ def _decoded(
 
     list(pool.map(fill, by_instance.items()))
     return values
-
-
-def _fits_int16(piece: _Slice, header: Dataset) -> bool:
-    """Return whether rescaled values are whole and fit; HU that do not fit are metal, and are cut off."""
-    if piece.slope != int(piece.slope) or piece.intercept != int(piece.intercept):
-        return False
-    bits = int(header.get("BitsStored") or 16)
-    lowest, highest = (-(1 << bits - 1), (1 << bits - 1) - 1) if header.get("PixelRepresentation") else (0, 2**bits - 1)
-    rescaled = [value * piece.slope + piece.intercept for value in (lowest, highest)]
-    return header.get("Modality") == "CT" or (min(rescaled) >= -32768 and max(rescaled) <= 32767)
 
 
 def _stored(path: Path, header: Dataset, frames: list[int]) -> Iterable[npt.NDArray[Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import DataElement, Dataset
+from pydicom import DataElement, Dataset, dcmread, dcmwrite
 from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.pixels.utils import compress
@@ -286,6 +286,33 @@ def test_a_file_that_is_no_dicom_is_refused(tmp_path):
 
     with pytest.raises(InputRefused):
         load([path])
+
+
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"])
+def test_an_instance_without_a_name_is_refused(series, keyword):
+    paths = series()
+    nameless = dcmread(paths[2])
+    del nameless[keyword]
+    dcmwrite(paths[2], nameless)
+
+    with pytest.raises(InputRefused):
+        load(paths)
+
+
+@pytest.mark.parametrize("keyword", ["SeriesInstanceUID", "StudyInstanceUID"])
+def test_instances_of_two_series_are_never_one_volume(series, keyword):
+    with pytest.raises(InputRefused, match=keyword):
+        load(series(lambda number, dataset: put(dataset, keyword, "1.2.3") if number == 3 else None))
+
+
+def test_a_private_sop_class_is_refused(series):
+    with pytest.raises(InputRefused, match="SOP Class"):
+        load(series(lambda number, dataset: put(dataset, "SOPClassUID", "1.2.840.113619.4.30")))
+
+
+def test_bits_that_are_no_number_are_no_traceback(series):
+    with pytest.raises((NotApplicable, InputRefused)):
+        load(series(lambda number, dataset: put(dataset, "BitsStored", [16, 12])))
 
 
 # -- is it what the model was made for ----------------------------------------------------------------------------
