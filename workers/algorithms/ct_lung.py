@@ -32,12 +32,14 @@ RIGHT, LEFT = 1, 2
 _WORKING = 2.0  # mm; voxels of the coarse grid on which all but the border is decided
 _TISSUE = -400.0  # HU between lung and everything else
 _BONE_AND_MUSCLE = -250.0
-_TABLE = 5.0  # mm; what is thinner than twice this and touches the body is not of the body
+_TABLE = 3.0  # mm; what is thinner than twice this and touches the body is not of the body; a thin chest wall is 10 mm
 _MEAN = (-960.0, -350.0)  # HU that a lung can have on average; gas in the bowel has less
 _SMALLEST = 60_000.0  # mm3 of a lung, or of a part of one that disease has cut off
 _SHARE = 0.05  # of the largest region, that another must have; less is gas in stomach or bowel
 _LUNGS = (700_000.0, 12_000_000.0)  # mm3 of both together
-_BOTH_SIDES = 0.2  # share of a region beyond the midline that makes it two lungs grown together
+_BOTH_SIDES = 0.08  # share of a region beyond the midline from which it may be two lungs grown together
+_SURELY_BOTH = 0.2  # the same, counted from _AWAY: no lung alone reaches so far across
+_AWAY = 30.0  # mm from the midline
 _NOTCH = 8.0  # mm; vessels and nodules at the border that closing takes in
 _MASS = 30.0  # mm; the same for masses at the chest wall
 _SKIN = 2.0  # mm, taken off what a wide closing adds, so that what is thin falls away
@@ -220,24 +222,51 @@ def _centre(region: Mask) -> float:
 
 
 def _cut(region: Mask, middle: float, coarse: _Coarse) -> list[Mask]:
-    """Cut a region in two at its thinnest: erode until it falls apart, then give each voxel to the nearest part."""
+    """Cut a region in two at its thinnest, or along the brightest sheet where it is thin nowhere."""
+    seeds = _eroded_apart(region, middle, coarse)
+    if seeds is not None:
+        nearest = ndimage.distance_transform_edt(
+            seeds == 0, coarse.spacing, return_distances=False, return_indices=True
+        )
+        owner = seeds[tuple(nearest)]
+        return [region & (owner == 1), region & (owner == 2)]
+    return _cut_at_the_wall(region, middle, coarse)
+
+
+def _eroded_apart(region: Mask, middle: float, coarse: _Coarse) -> npt.NDArray[np.int16] | None:
+    """Erode until a region falls into two parts (1, 2) on either side of the midline; None if it never does."""
     depth = ndimage.distance_transform_edt(region, coarse.spacing)
     whole = coarse.size(region)
-    for radius in np.arange(1.0, 20.0, 1.0):
+    for radius in np.arange(1.0, 9.0, 1.0):
         labels, sizes = components(depth > radius)
         order = np.argsort(sizes[1:])[::-1][:2] + 1
         if len(order) < 2:
             continue
         parts = [labels == number for number in order]
         centres = sorted(_centre(part) for part in parts)
-        if coarse.size(parts[1]) > 0.1 * whole and centres[0] < middle < centres[1]:
-            seeds = np.where(parts[0], 1, 0) + np.where(parts[1], 2, 0)
-            nearest = ndimage.distance_transform_edt(
-                seeds == 0, coarse.spacing, return_distances=False, return_indices=True
-            )
-            owner = seeds[tuple(nearest)]
-            return [region & (owner == 1), region & (owner == 2)]
-    return [region]
+        if coarse.size(parts[1]) > 0.05 * whole and centres[0] < middle < centres[1]:
+            return np.asarray(parts[0] + 2 * parts[1], np.int16)
+    return None
+
+
+def _cut_at_the_wall(region: Mask, middle: float, coarse: _Coarse) -> list[Mask]:
+    """Flood a region from both sides until the floods meet at the junction lines, the brightest sheet between them.
+
+    A lung that is alone may bulge across the midline; it stays whole.
+    """
+    columns = (np.arange(region.shape[2]) - middle) * coarse.spacing[2]
+    sides = np.where(columns < -_AWAY, 1, np.where(columns > _AWAY, 2, 0)).astype(np.int16)
+    seeds = np.where(region, sides, np.int16(0))
+    whole = int(region.sum())
+    if min(int((seeds == 1).sum()), int((seeds == 2).sum())) < _SURELY_BOTH * whole:
+        return [region]
+    band = slice(int(np.searchsorted(columns, -_AWAY)) - 1, int(np.searchsorted(columns, _AWAY)) + 1)
+    inner = region[:, :, band]
+    floods = np.where(inner, seeds[:, :, band], np.int16(3))
+    heights = np.where(inner, np.clip(coarse.values[:, :, band] + 1024.0, 0, 1000), 1001).astype(np.uint16)
+    owner = seeds.copy()
+    owner[:, :, band] = ndimage.watershed_ift(heights, floods)
+    return [region & (owner == 1), region & (owner == 2)]
 
 
 def _closed(right: Mask, left: Mask, body: Mask, airway: Mask, coarse: _Coarse) -> tuple[Mask, Mask]:
@@ -265,12 +294,15 @@ def _masses(closed: Mask, inside: Mask, from_hilum: npt.NDArray[np.float64], coa
     wide = ball_close(closed, _MASS, coarse.spacing) & inside & ~closed
     labels, sizes = components(ball_erode(wide, _SKIN, coarse.spacing))
     taken = np.zeros_like(wide)
+    boxes = ndimage.find_objects(labels)
     for number in np.flatnonzero(sizes[1:] > 20) + 1:
-        region = labels == number
-        depth = float(ndimage.distance_transform_edt(region, coarse.spacing).max())
-        thick = depth >= _THICK and coarse.size(region) >= _SMALLEST_MASS
-        if thick and coarse.values[region].mean() > _SOFT and from_hilum[region].mean() > _FROM_HILUM:
-            taken |= ball_dilate(region, _SKIN + 0.5, coarse.spacing)
+        box = boxes[number - 1]
+        region = labels[box] == number
+        depth = float(ndimage.distance_transform_edt(np.pad(region, 1), coarse.spacing).max())
+        size = float(region.sum(axis=(1, 2)) @ coarse.voxel[box[0]])
+        thick = depth >= _THICK and size >= _SMALLEST_MASS
+        if thick and coarse.values[box][region].mean() > _SOFT and from_hilum[box][region].mean() > _FROM_HILUM:
+            taken |= ball_dilate(labels == number, _SKIN + 0.5, coarse.spacing)
     return np.asarray(taken & wide & (from_hilum > 0.7 * _FROM_HILUM))
 
 
