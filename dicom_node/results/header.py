@@ -14,6 +14,7 @@ from pydicom import DataElement, Dataset
 from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.sr.coding import Code as PydicomCode
+from pydicom.tag import Tag
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 from pydicom.valuerep import PersonName, validate_value
 
@@ -52,6 +53,7 @@ _IF_VALID = ("PatientAge", "PatientSize", "PatientWeight", "EthnicGroup")
 _DOCUMENTS = frozenset({"SR", "KO"})
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
 _LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
+_FRAMES = Tag("PerFrameFunctionalGroupsSequence")
 _CODE_STRING = re.compile("[A-Z0-9_ ]{1,16}")
 _OFFSET = re.compile("[+-][0-9]{4}")
 
@@ -205,12 +207,19 @@ def _shallow(original: Dataset) -> Dataset:
 
 
 def _in_utf_8(original: Dataset) -> Dataset:
-    """Return a deep copy whose text is decoded by its declared character set and will be written in UTF-8."""
-    copied = deepcopy(original)
+    """Return a deep copy whose text is decoded by its declared character set and will be written in UTF-8.
+
+    The functional groups of thousands of frames are shared, not copied: only numbers are read from them.
+    """
+    frames = original.get_item(_FRAMES) if _FRAMES in original else None
+    copied = deepcopy(original, {id(frames): frames})
+    copied.pop(_FRAMES, None)
     _drop_unreadable(copied)
     copied.decode()
     _rename(copied)
     copied.SpecificCharacterSet = "ISO_IR 192"
+    if frames is not None:
+        copied[_FRAMES] = original[_FRAMES]
     return copied
 
 

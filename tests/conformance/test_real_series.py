@@ -140,5 +140,12 @@ def test_every_box_lies_on_its_image_and_in_its_segment_s_place(real):
             and place.frame_number == int(image.get("ReferencedFrameNumber") or 1)
         )
         mask = case.findings.labels[segment.layer][frame] == segment.value
-        inside = mask[int(points[0, 1]) : int(points[2, 1]), int(points[0, 0]) : int(points[2, 0])]
-        assert inside.sum() == mask.sum() > 0
+        assert covered(mask, points) == mask.sum() > 0
+        for step in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            assert covered(mask, points + step) < mask.sum(), "a box one pixel off would be noticed"
+
+
+def covered(mask, points):
+    """How many pixels of the mask lie in the box, by its corners in DICOM image coordinates."""
+    (left, top), (right, bottom) = np.clip(points[[0, 2]], 0, None).astype(int)
+    return mask[top:bottom, left:right].sum()
