@@ -30,26 +30,26 @@ def thorax(tmp_path_factory):
 
 
 def test_lungs_that_touch_along_many_rows_are_cut_at_the_wall_between_them(thorax):
+    """Both lungs reach the midline over 60 mm of depth and 80 mm of height, a blurred wall between them."""
     grid, lungs = thorax
-    values, truth, joined = grid.values.copy(), lungs.copy(), 0
-    for k in range(8, len(values) - 8):
-        for row in np.flatnonzero((lungs[k] == ct_lung.RIGHT).any(axis=1) & (lungs[k] == ct_lung.LEFT).any(axis=1))[
-            :12
-        ]:
+    values, truth = grid.values.copy(), lungs.copy()
+    middle = lungs.shape[2] // 2
+    joined = 0
+    for k in range(12, 22):
+        both = (lungs[k] == ct_lung.RIGHT).any(axis=1) & (lungs[k] == ct_lung.LEFT).any(axis=1)
+        for row in np.flatnonzero(both)[:23]:
             first = np.flatnonzero(lungs[k, row] == ct_lung.RIGHT)[-1]
             last = np.flatnonzero(lungs[k, row] == ct_lung.LEFT)[0]
-            values[k, row, first : last + 1] = -850
-            wall = (first + last) // 2
-            values[k, row, wall] = -600
-            truth[k, row, first:wall], truth[k, row, wall:last] = ct_lung.RIGHT, ct_lung.LEFT
+            truth[k, row, first:middle], truth[k, row, middle + 1 : last] = ct_lung.RIGHT, ct_lung.LEFT
+            values[k, row, first:last] = -850
+            values[k, row, middle] = -600
             joined += 1
 
     labels = ct_lung.segment(replace(grid, values=values), CPU, nothing)
 
-    assert joined > 100
-    # the wall is one pixel of 2.2 mm, and blurred on the grid where the cut is made
-    assert dice(labels == ct_lung.RIGHT, truth == ct_lung.RIGHT) > 0.85
-    assert dice(labels == ct_lung.LEFT, truth == ct_lung.LEFT) > 0.85
+    assert joined > 150
+    assert dice(labels == ct_lung.RIGHT, truth == ct_lung.RIGHT) > 0.95
+    assert dice(labels == ct_lung.LEFT, truth == ct_lung.LEFT) > 0.95
 
 
 def test_lungs_behind_a_thin_chest_wall_are_found(thorax):
