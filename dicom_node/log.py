@@ -7,6 +7,7 @@ import logging
 import sys
 import traceback
 import warnings
+from typing import TextIO, cast
 
 import pydicom.config
 import structlog
@@ -29,7 +30,7 @@ def configure(*, verbose: bool = False) -> None:
             structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _StandardError())),
         cache_logger_on_first_use=True,
     )
     _silence_libraries()
