@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, dcmread
 from pydicom.pixels.processing import apply_rescale
 
-from dicom_node.demo.reading import Group, Report, frame_segments
+from dicom_node.demo.reading import Group, Report, frame_segments, functional_group
 
 _TILE = 512  # pixels, width of one slice in the picture
 _WINDOW = (-1350.0, 150.0)  # HU; the lung window, centre -600, width 1500
@@ -42,11 +42,12 @@ class _Overlay:
     """One SEG: its masks by source image, its segments' names and colours."""
 
     def __init__(self, segmentation: Dataset) -> None:
-        frames = np.atleast_3d(segmentation.pixel_array)
+        frames = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
         self.masks: dict[str, list[tuple[int, npt.NDArray[np.uint8]]]] = {}
         numbers = frame_segments(segmentation)
         for item, number, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, numbers, frames, strict=True):
-            source = item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+            derivation = functional_group(segmentation, item, "DerivationImageSequence")
+            source = derivation.SourceImageSequence[0].ReferencedSOPInstanceUID
             self.masks.setdefault(str(source), []).append((int(number), mask))
         self.names = {int(item.SegmentNumber): str(item.SegmentLabel) for item in segmentation.SegmentSequence}
         self.colours = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from rich.table import Table
 
@@ -133,14 +134,21 @@ def _frames(segmentation: Dataset | None, group: Group) -> int:
     return int(np.sum(frame_segments(segmentation) == group.segment[1]))
 
 
-def frame_segments(segmentation: Dataset) -> np.ndarray:
+def frame_segments(segmentation: Dataset) -> npt.NDArray[np.int64]:
     """Return the segment number of every frame of a BINARY SEG."""
     return np.array(
         [
-            item.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-            for item in segmentation.PerFrameFunctionalGroupsSequence
+            int(functional_group(segmentation, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            for frame in segmentation.PerFrameFunctionalGroupsSequence
         ]
     )
+
+
+def functional_group(segmentation: Dataset, frame: Dataset, keyword: str) -> Dataset:
+    """Return a frame's functional group, which stands with all frames where it is the same for all (PS3.3 C.7.6.16)."""
+    groups = frame if keyword in frame else segmentation.SharedFunctionalGroupsSequence[0]
+    item: Dataset = groups[keyword][0]
+    return item
 
 
 # -- the content tree -----------------------------------------------------------------------------------------
