@@ -21,8 +21,9 @@ def test_the_demo_shows_what_came_back(tmp_path):
     for expected in ("Right lung", "Left lung", "Nodule 1", "Nodule 3", "56 slices without a gap"):
         assert expected in done.stdout
     assert len(list((tmp_path / "out" / "pacs").glob("*.dcm"))) == 4
-    picture = Image.open(tmp_path / "out" / "key-slices.png")
-    coloured = sum(count for count, (r, g, b) in picture.getcolors(10_000_000) if max(r, g, b) - min(r, g, b) > 40)
+    with Image.open(tmp_path / "out" / "key-slices.png") as picture:
+        colours = picture.getcolors(10_000_000)
+    coloured = sum(count for count, (r, g, b) in colours if max(r, g, b) - min(r, g, b) > 40)
     assert coloured > 20_000
 
 

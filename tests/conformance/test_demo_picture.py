@@ -31,4 +31,5 @@ def test_a_finding_on_a_single_slice_is_read_and_drawn(tmp_path):
 
     assert frame_segments(dcmread(paths["seg"])).tolist() == [1]
     assert [group.label for group in report.findings] == ["Nodule 1"]
-    assert Image.open(tmp_path / "picture.png").width > 500
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.width > 500
