@@ -15,7 +15,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import OpenSeries, StoredInstance
 from dicom_node.ledger.journal import Subject
 from dicom_node.routing import Order, Route, match
-from dicom_node.services import STORAGE_BY_UID, Use
+from dicom_node.services import Use, use_of
 from dicom_node.spool import Spool
 
 log = structlog.get_logger()
@@ -91,7 +91,7 @@ class Assembler:
 
     def _orders(self, series: OpenSeries, instances: Sequence[StoredInstance], now: float) -> tuple[Order, ...]:
         """Return what to run; nothing on the node's own results nor on objects that are no images."""
-        images = [instance for instance in instances if _use(instance) is not Use.KEPT]
+        images = [instance for instance in instances if use_of(instance.sop_class_uid) is not Use.KEPT]
         if series.is_own_result or not images:
             return ()
         try:
@@ -109,14 +109,9 @@ def evidence_of(series: OpenSeries, instances: Sequence[StoredInstance]) -> Evid
     return Evidence(
         received=len(instances),
         announced=series.announced,
-        whole=all(_use(instance) is not Use.IMAGE for instance in instances),
+        whole=all(use_of(instance.sop_class_uid) is not Use.IMAGE for instance in instances),
         places=[instance.place for instance in instances if instance.place is not None],
         held_open=series.held_open,
         released=series.released,
         last_activity=series.last_activity,
     )
-
-
-def _use(instance: StoredInstance) -> Use:
-    known = STORAGE_BY_UID.get(instance.sop_class_uid)
-    return known.use if known else Use.KEPT

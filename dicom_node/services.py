@@ -114,6 +114,13 @@ STORAGE_SOP_CLASSES: tuple[SopClass, ...] = (
 
 STORAGE_BY_UID = {sop_class.uid: sop_class for sop_class in STORAGE_SOP_CLASSES}
 
+
+def use_of(sop_class_uid: str) -> Use:
+    """Return what the node does with instances of a SOP Class; one that is in no row, a private one, is kept."""
+    known = STORAGE_BY_UID.get(sop_class_uid)
+    return known.use if known else Use.KEPT
+
+
 TRANSFER_SYNTAXES: tuple[str, ...] = tuple(str(uid) for uid in AllTransferSyntaxes)
 """Accepted for every Storage SOP Class; the bytes are kept in the one that the sender put first."""
 

@@ -20,7 +20,7 @@ from dicom_node.ledger.arrivals import StoredInstance
 from dicom_node.ledger.jobs import Job, StoredResult
 from dicom_node.results import Result, encode_all
 from dicom_node.selfcheck import require_sound
-from dicom_node.services import STORAGE_BY_UID, Use
+from dicom_node.services import Use, use_of
 from dicom_node.source import Source
 from dicom_node.spool import Spool
 from workers.bundle import Bundle, Bundles
@@ -62,7 +62,9 @@ class Inferring:
         """Infer; raise NotApplicable, Refused or Unavailable where there is no result."""
         watch = Stopwatch()
         instances = [
-            instance for instance in self._ledger.arrivals.instances_of(job.series_instance_uid) if _is_image(instance)
+            instance
+            for instance in self._ledger.arrivals.instances_of(job.series_instance_uid)
+            if use_of(instance.sop_class_uid) is not Use.KEPT
         ]
         manifest = read_model(self._settings.node.models / job.model).manifest
         with watch.stage("load"):
@@ -141,8 +143,3 @@ def _require_one_patient(source: Source) -> None:
     for keyword in ("StudyInstanceUID", "PatientID"):
         if len({str(dataset.get(keyword) or "") for dataset in source.datasets}) > 1:
             raise InputRefused(f"the instances of the series have more than one {keyword}")
-
-
-def _is_image(instance: StoredInstance) -> bool:
-    known = STORAGE_BY_UID.get(instance.sop_class_uid)
-    return known is not None and known.use is not Use.KEPT

@@ -12,6 +12,7 @@ from dicom_node.entities import AssociationIdentity, Instance, SlicePlace
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
 from dicom_node.ledger.schema import holding, instance, series
+from dicom_node.services import Use, use_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ class Arrivals:
         query = select(series.c.revision, series.c.complete_revision)
         query = query.where(series.c.series_instance_uid == header.series_instance_uid).with_for_update()
         revision, complete = connection.execute(query).one()
-        if complete < revision:
+        if complete < revision or use_of(header.sop_class_uid) is Use.KEPT:
+            # what is no image changes nothing that a model sees: the same input must not be run again
             return int(revision)
         write_event(connection, "series.reopened", now, subject, revision=revision + 1)
         return int(revision) + 1

@@ -534,3 +534,13 @@ def test_what_is_left_to_do_is_listed_before_what_has_ended(ledger):
     waiting = inference(ledger, "1.6")
 
     assert [row["job_id"] for row in ledger.history.recent_jobs(limit=5)] == [waiting, held.job_id]
+
+
+def test_a_late_object_that_is_no_image_does_not_run_the_models_on_the_same_images_again(ledger):
+    receive(ledger, 1)
+    complete(ledger)
+
+    receive(ledger, 2, sop_class_uid="1.2.840.10008.5.1.4.1.1.88.67", now=30.0)
+
+    assert ledger.arrivals.open_series() == []
+    assert len(ledger.arrivals.instances_of("1.2.3")) == 2
