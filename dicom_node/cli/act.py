@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydicom.filereader import read_file_meta_info
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dicom_node.catalogue import suggestion
@@ -42,7 +41,7 @@ def send(
 ) -> None:
     """Send DICOM files by C-STORE on one association, as a scanner would. Exits with 1 where not all were stored."""
     peer = _peer(settings_from(settings), to)
-    parcels = [_parcel(path) for path in _files(paths)]
+    parcels = [cstore.Parcel.of_file(path) for path in _files(paths)]
     if not parcels:
         raise SettingsError("there is no file to send")
     if len(cstore.contexts_for(parcels)) > _CONTEXTS:
@@ -124,14 +123,3 @@ def _files(paths: list[Path]) -> Iterator[Path]:
             yield from sorted(file for file in path.rglob("*") if file.is_file())
         else:
             yield path
-
-
-def _parcel(path: Path) -> cstore.Parcel:
-    try:
-        meta = read_file_meta_info(path)
-        return cstore.Parcel(
-            str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), str(meta.TransferSyntaxUID), path
-        )
-    except Exception as error:
-        # pydicom answers a file of another kind with whatever exception comes first
-        raise SettingsError(f"{path}: not a DICOM file (PS3.10)") from error

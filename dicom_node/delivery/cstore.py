@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
+from pydicom.filereader import read_file_meta_info
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.status import code_to_category
 
 from dicom_node.config import DeliveryTable, Peer
-from dicom_node.errors import PeerBusy, PeerRefused, PeerUnreachable
+from dicom_node.errors import PeerBusy, PeerRefused, PeerUnreachable, Refused
 from dicom_node.services import RESULT_TRANSFER_SYNTAXES, VERIFICATION, Verdict, verdict
 
 IMPLICIT = RESULT_TRANSFER_SYNTAXES[-1]
@@ -29,6 +30,17 @@ class Parcel:
     sop_instance_uid: str
     transfer_syntax_uid: str
     path: Path
+
+    @classmethod
+    def of_file(cls, path: Path) -> Parcel:
+        """Read what there is to send from a file's meta information; raise Refused where it has none (PS3.10)."""
+        try:
+            meta = read_file_meta_info(path)
+            named = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
+        except Exception as error:
+            # pydicom answers a file of another kind with whatever exception comes first
+            raise Refused(f"{path}: not a DICOM file (PS3.10)") from error
+        return cls(str(named[0]), str(named[1]), str(named[2]), path)
 
 
 def deliver(

@@ -43,6 +43,10 @@ class Pacs:
             if read_file_meta_info(path).MediaStorageSOPClassUID == sop_class_uid
         ]
 
+    def kept(self) -> set[str]:
+        """Return the SOP Instance UIDs that have come."""
+        return {path.stem for path in self._folder.glob("*.dcm")}
+
     def _on_c_store(self, event: Any) -> int:
         path = self._folder / f"{event.request.AffectedSOPInstanceUID}.dcm"
         part = path.with_suffix(".part")

@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pydicom.filereader import read_file_meta_info
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -21,7 +20,7 @@ from dicom_node.demo.pacs import Pacs
 from dicom_node.demo.phantom import make_thorax, write_series
 from dicom_node.demo.picture import draw
 from dicom_node.demo.reading import Report, read_report, tables
-from dicom_node.errors import NodeError
+from dicom_node.errors import NodeError, SettingsError
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.history import Row
 from dicom_node.lifecycle import State
@@ -32,6 +31,9 @@ _SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 _COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 _START_TIMEOUT = 60.0
 _WORK_TIMEOUT = 900.0
+_MANY = 10_000
+MARK = ".dicom-node-demo"
+"""A file in the output folder that says that the demonstration may empty it."""
 _ENDED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.NOT_APPLICABLE})
 
 SETTINGS = """\
@@ -61,9 +63,8 @@ send_to = "PACS"
 
 
 def run_demo(study: Path | None, output: Path) -> int:
-    """Run it; return the exit code: 0 where every model answered with a SEG or an SR that came back."""
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    """Run it; return the exit code: 0 where every model answered and every result came back."""
+    _make_room(output)
     files = _study(study, output)
     pacs = Pacs(output / "pacs")
     settings_path = output / "node.toml"
@@ -75,12 +76,46 @@ def run_demo(study: Path | None, output: Path) -> int:
         _wait_for(node, peer, output / "node.log")
         console.print(f"node [bold]DICOM_NODE[/bold] listens on 127.0.0.1:{port}; PACS plays the destination")
         _push(files, peer)
-        _follow(Ledger(load(settings_path).ledger_url))
-        return _conclude(pacs, files, output)
+        ledger = Ledger(load(settings_path).ledger_url)
+        _follow(ledger)
+        problems = missing(ledger.history.recent_jobs(limit=_MANY), ledger.history.results(limit=_MANY), pacs.kept())
+        ledger.close()
+        _conclude(pacs, files, output)
+        for problem in problems:
+            console.print(f"[red]{problem}[/red]")
+        return 1 if problems else 0
     finally:
         node.send_signal(signal.SIGTERM)
         node.wait(30)
         pacs.stop()
+
+
+def _make_room(output: Path) -> None:
+    """Empty the folder of an earlier demonstration; raise SettingsError where it holds anything else."""
+    if output.exists() and any(output.iterdir()):
+        if not (output / MARK).is_file():
+            raise SettingsError(f"{output} is not empty and no earlier demonstration's: name another with --output")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARK).touch()
+
+
+def missing(jobs: Sequence[Row], results: Sequence[Row], kept: Collection[str]) -> list[str]:
+    """Return one sentence for each job that failed, model that answered nothing and result that did not come back."""
+    failed = [
+        f"job {job['job_id']} ({job['kind']} {job['model']}) is {job['state']}: {job['reason']}"
+        for job in jobs
+        if job["state"] not in (State.DONE, State.NOT_APPLICABLE)
+    ]
+    models = {job["model"] for job in jobs}
+    silent = models - {result["model"] for result in results}
+    lost = [result for result in results if result["sop_instance_uid"] not in kept]
+    return [
+        *failed,
+        *(f"{model} has no result" for model in sorted(silent)),
+        *(f"a {result['kind']} of {result['model']} did not come back" for result in lost),
+        *([] if jobs else ["no model ran"]),
+    ]
 
 
 def _study(study: Path | None, output: Path) -> list[Path]:
@@ -118,20 +153,13 @@ def _wait_for(node: subprocess.Popen[bytes], peer: Peer, log_path: Path) -> None
 
 
 def _push(files: Sequence[Path], peer: Peer) -> None:
-    parcels = [_parcel(path) for path in files]
+    parcels = [Parcel.of_file(path) for path in files]
     started = time.monotonic()
     with _bars() as progress:
         task = progress.add_task("C-STORE to the node", total=len(parcels))
         deliver(parcels, peer, ae_title="SCANNER", timing=DeliveryTable(), sent=lambda *_: progress.advance(task))
     seconds = time.monotonic() - started
     console.print(f"  {len(parcels)} instances acknowledged in {seconds:.1f} s: each is on disk and in the ledger")
-
-
-def _parcel(path: Path) -> Parcel:
-    meta = read_file_meta_info(path)
-    return Parcel(
-        str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), str(meta.TransferSyntaxUID), path
-    )
 
 
 def _follow(ledger: Ledger) -> None:
@@ -182,22 +210,22 @@ def _bars(*, counted: bool = True) -> Progress:
     return Progress(TextColumn("{task.description:<32}"), BarColumn(), last, TimeElapsedColumn(), console=console)
 
 
-def _conclude(pacs: Pacs, files: Sequence[Path], output: Path) -> int:
-    segs = pacs.received(_SEG)
-    reports: list[Report] = [read_report(path, segs) for path in pacs.received(_COMPREHENSIVE_3D_SR)]
+def _conclude(pacs: Pacs, files: Sequence[Path], output: Path) -> None:
+    """Show what came back: tables, picture, files."""
+    segs, documents = pacs.received(_SEG), pacs.received(_COMPREHENSIVE_3D_SR)
+    reports: list[Report] = [read_report(path, segs) for path in documents]
     if not reports:
-        console.print("\n[red]no report came back[/red]; the reasons are above and in the history of the study")
-        return 1
+        console.print("\nno report came back; the reasons are above and in the history of the study")
+        return
     for made in tables(reports):
         console.print()
         console.print(made)
     picture = output / "key-slices.png"
     draw(reports, segs, files, picture)
     console.print()
-    for path in (*segs, *pacs.received(_COMPREHENSIVE_3D_SR)):
+    for path in (*segs, *documents):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     console.print(f"  {picture}   [dim]key slices with overlay and boxes[/dim]", highlight=False, soft_wrap=True)
-    return 0 if segs and all(report.segments or report.findings or report.is_negative for report in reports) else 1
 
 
 def _free_port() -> int:

@@ -59,13 +59,12 @@ class History:
 
     def results_of(self, uid: str) -> list[Row]:
         """Return every result object of a study or a series, with the revision it is for."""
-        query = (
-            select(result, job.c.revision, job.c.model)
-            .join_from(result, job)
-            .where(or_(result.c.study_instance_uid == uid, job.c.series_instance_uid == uid))
-            .order_by(result.c.job_id, result.c.kind)
-        )
-        return self._rows(query)
+        about = or_(result.c.study_instance_uid == uid, job.c.series_instance_uid == uid)
+        return self._rows(_select_results().where(about))
+
+    def results(self, *, limit: int) -> list[Row]:
+        """Return result objects in the order they were made."""
+        return self._rows(_select_results().limit(limit))
 
     def events_of(self, uid: str) -> list[Row]:
         """Return what happened to a study or a series, in order."""
@@ -91,6 +90,11 @@ class History:
     def _rows(self, query: Any) -> list[Row]:
         with self._database.reading() as connection:
             return [_plain(row) for row in connection.execute(query).mappings()]
+
+
+def _select_results() -> Any:
+    query = select(result, job.c.revision, job.c.model).join_from(result, job)
+    return query.order_by(result.c.job_id, result.c.kind)
 
 
 def _about(table: Any, uid: str) -> Any:

@@ -8,6 +8,9 @@ import sys
 
 from PIL import Image
 
+from dicom_node.demo.phantom import make_thorax, write_series
+from dicom_node.demo.show import missing
+
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dicom_node", "demo", *arguments]
@@ -28,11 +31,34 @@ def test_the_demo_shows_what_came_back(tmp_path):
 
 
 def test_the_demo_fails_where_no_model_applies(tmp_path):
-    from dicom_node.demo.phantom import make_thorax, write_series
-
     write_series(make_thorax(slices=6), tmp_path / "ct")
 
     done = demo(str(tmp_path / "ct"), "--output", str(tmp_path / "out"))
 
     assert done.returncode == 1
     assert "too_few_slices" in done.stdout
+
+
+def test_the_demo_empties_no_folder_that_is_not_its_own(tmp_path):
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("five years")
+
+    done = demo("--output", str(tmp_path))
+
+    assert done.returncode == 2
+    assert "--output" in done.stderr
+    assert precious.read_text() == "five years"
+
+
+def test_a_model_without_a_result_and_a_result_that_was_lost_are_missed():
+    done = {"job_id": 1, "kind": "infer", "model": "ct_lung", "state": "done", "reason": None}
+    broken = {**done, "job_id": 2, "model": "ct_lung_nodule", "state": "failed", "reason": "defect"}
+    result = {"model": "ct_lung", "kind": "seg", "sop_instance_uid": "1.2.3"}
+
+    assert missing([done], [result], {"1.2.3"}) == []
+    assert missing([done], [result], set()) == ["a seg of ct_lung did not come back"]
+    assert missing([done, broken], [result], {"1.2.3"}) == [
+        "job 2 (infer ct_lung_nodule) is failed: defect",
+        "ct_lung_nodule has no result",
+    ]
+    assert missing([], [], set()) == ["no model ran"]
