@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import threading
 import time
-import urllib.request
 
 import pytest
 from pydicom import dcmread
@@ -15,6 +13,7 @@ from pynetdicom import AE, evt
 from dicom_node.config import DeliveryTable, Peer
 from dicom_node.delivery.cstore import Parcel, contexts_for, deliver, echo
 from dicom_node.errors import PeerBusy, PeerRefused, PeerUnreachable
+from tests.acceptance.stand import OrthancProcess
 from tests.datasets import CT, EXPLICIT, IDENTITY, IMPLICIT, ct, dataset_bytes_of, uid, write
 
 TIMING = DeliveryTable(connect_timeout=2.0, response_timeout=2.0)
@@ -323,30 +322,12 @@ def test_dcmtk_receives_what_was_sent(parcels, tmp_path, tool, free_port, eventu
 
 
 @pytest.fixture
-def orthanc(tmp_path, tool, free_port, eventually):
+def orthanc(tmp_path, tool, free_port):
     """Debian's Orthanc, empty."""
-    dicom_port, http_port = free_port(), free_port()
-    settings = {
-        "StorageDirectory": str(tmp_path / "orthanc"),
-        "IndexDirectory": str(tmp_path / "orthanc"),
-        "DicomPort": dicom_port,
-        "HttpPort": http_port,
-        "DicomAlwaysAllowStore": True,
-        "UnknownSopClassAccepted": True,
-        "DicomCheckCalledAet": False,
-        "StorageCompression": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "Plugins": [],
-    }
-    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
-    process = subprocess.Popen(
-        [tool("Orthanc"), str(tmp_path / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    eventually(lambda: _answers(dicom_port) and _answers(http_port), seconds=40)
-    yield Peer(ae_title="ORTHANC", host="127.0.0.1", port=dicom_port), f"http://127.0.0.1:{http_port}"
-    process.terminate()
-    process.wait(20)
+    process = OrthancProcess(tool("Orthanc"), tmp_path / "orthanc", dicom_port=free_port(), http_port=free_port())
+    process.start()
+    yield process
+    process.stop()
 
 
 def _answers(port: int) -> bool:
@@ -357,18 +338,13 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        return answer.read()
-
-
 @pytest.mark.peer("Orthanc")
 def test_orthanc_holds_the_bytes_that_were_sent(parcels, orthanc):
-    peer, url = orthanc
+    peer = Peer(ae_title="ORTHANC", host="127.0.0.1", port=orthanc.dicom_port)
     echo(peer, ae_title="DICOM_NODE", timing=TIMING)
 
     statuses = to(peer, parcels) + to(peer, parcels)
 
     assert {status for _, status in statuses} <= {0x0000, 0x0111, 0xB000}
-    files = [_get(f"{url}/instances/{name}/file") for name in json.loads(_get(f"{url}/instances"))]
+    files = [orthanc.file(name) for name in orthanc.get("/instances")]
     assert sorted(map(dataset_bytes_of, files)) == sorted(dataset_bytes_of(p.path.read_bytes()) for p in parcels)
