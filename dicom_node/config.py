@@ -21,8 +21,9 @@ from pydicom.datadict import tag_for_keyword
 
 from dicom_node.catalogue import ModelFolder, default_folder, read_catalogue, suggestion
 from dicom_node.errors import SettingsError
+from dicom_node.forms import DEFAULT_RESULTS, Wish
 from dicom_node.routing import CALLING_AE_TITLE, Route
-from dicom_node.services import Admission
+from dicom_node.services import RESULT_KIND_NAMES, Admission
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 OneOrMore = Annotated[
@@ -41,7 +42,6 @@ _PATTERNS = {
 AeTitle = Annotated[str, StringConstraints(pattern=_AE_TITLE, strip_whitespace=True)]
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 CANDIDATES = (Path("node.toml"), Path("/etc/dicom-node/node.toml"))
-RESULT_KINDS = ("seg", "sr")
 
 
 class _Table(BaseModel):
@@ -116,8 +116,29 @@ class Peer(_Table):
     ae_title: AeTitle
     host: str
     port: Annotated[int, Field(ge=1, le=65535)]
-    results: tuple[Literal["seg", "sr"], ...] = RESULT_KINDS  # type: ignore[assignment]
+    results: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_RESULTS
+    segmentation_type: Literal["BINARY", "LABELMAP"] = "BINARY"
+    split_segmentations_above: Annotated[int, Field(ge=0)] = 0  # frames; 0: never
     calling_ae_title: AeTitle | None = None  # how the node names itself there; its own by default
+
+    @field_validator("results")
+    @classmethod
+    def _kinds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in value:
+            if kind not in RESULT_KIND_NAMES:
+                nearest = suggestion(kind, list(RESULT_KIND_NAMES))
+                raise ValueError(f"no result kind {kind!r} (there is {', '.join(RESULT_KIND_NAMES)}){nearest}")
+        return tuple(dict.fromkeys(value))
+
+    @property
+    def wish(self) -> Wish:
+        """Return which results the peer should get, and in which form."""
+        return Wish(self.results, self.segmentation_type, self.split_segmentations_above)
+
+    @property
+    def address(self) -> str:
+        """Return what names the peer in the ledger's memory of what it takes: another host is another peer."""
+        return f"{self.ae_title}@{self.host}:{self.port}"
 
 
 class RouteTable(_Table):

@@ -96,12 +96,22 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Map:
+    """A probability for each voxel: float32 of shape `(frames, rows, columns)` on the source's grid, 0..1."""
+
+    label: str
+    quantity: Code
+    values: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """All that one model said about one series.
 
     `labels` are arrays of unsigned integers, each of shape `(frames, rows, columns)` on the source's own
     grid, 0 where nothing is. Segments in one array cannot overlap; those that do are in different arrays.
-    `looked_for` names what a negative answer is about.
+    `looked_for` names what a negative answer is about. `incomplete` says, in a few words each, what part of the
+    question the model could not answer; where it is empty the answer is whole.
     """
 
     labels: tuple[npt.NDArray[np.unsignedinteger], ...] = ()
@@ -109,6 +119,9 @@ class Findings:
     findings: tuple[Finding, ...] = ()
     looked_for: tuple[Code, ...] = ()
     parameters: dict[str, str] = field(default_factory=dict)
+    incomplete: tuple[str, ...] = ()
+    maps: tuple[Map, ...] = ()
+    window: tuple[float, float] | None = None  # centre and width that show best what it is about, in the image's units
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -118,10 +131,6 @@ class Findings:
     def segments_of(self, layer: int) -> tuple[Segment, ...]:
         """Return the segments of one layer in the order of their Segment Numbers: 1, 2, 3 without a gap."""
         return tuple(segment for segment in self.segments if segment.layer == layer)
-
-    def place_of(self, segment: Segment) -> tuple[int, int]:
-        """Return which of the segmentation objects (by index) a segment is in, and its Segment Number there."""
-        return self.layers.index(segment.layer), 1 + self.segments_of(segment.layer).index(segment)
 
     @property
     def is_negative(self) -> bool:

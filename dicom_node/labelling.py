@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -49,6 +49,7 @@ class Predecessor:
     sop_instance_uid: str
     series_instance_uid: str
     study_instance_uid: str
+    form: str | None = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Context:
 
     `input_digest` names the exact input: the sorted SOP Instance UIDs and digests of the source instances.
     `series_number` is the first that this model may use; each result kind adds its own small offset.
+    `form` tells apart sets of results that say the same in other objects; it is part of their UIDs.
     """
 
     model: ModelIdentity
@@ -67,16 +69,28 @@ class Context:
     disclaimer: str = "Not for diagnosis. AI result, not verified by a physician."
     ae_title: str = "DICOM_NODE"
     predecessors: tuple[Predecessor, ...] = ()
+    form: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
 
     def uid(self, role: str, ordinal: int = 0) -> str:
         """Return the UID of one thing in this result set; the same input and model give the same UID."""
-        return derive_uid(role, str(ordinal), self.model.name, self.model.version, self.model.digest, self.input_digest)
+        made = (role, str(ordinal), self.model.name, self.model.version, self.model.digest, self.input_digest)
+        return derive_uid(*made, *([self.form] if self.form else []))
+
+    def in_form(self, form: str) -> Context:
+        """Return the context of the results in another form: UIDs of their own, predecessors of the same form."""
+        earlier = tuple(report for report in self.predecessors if report.form == form)
+        return replace(self, form=form, predecessors=earlier)
 
     def series_description(self) -> str:
         """Return "AI <title> <version> - RESEARCH", at most 64 characters."""
         tail = f" {self.model.version}" + ("" if self.qualification == "PRODUCT" else f" - {self.qualification}")
         return f"AI {self.model.title}"[: LONG_STRING - len(tail)].rstrip() + tail
+
+    @property
+    def content_label(self) -> str:
+        """Return the model's name as a Code String (PS3.5 Table 6.2-1)."""
+        return self.model.name.upper()[:16]
 
     @property
     def software_versions(self) -> tuple[str, ...]:

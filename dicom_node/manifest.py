@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from dicom_node.errors import SettingsError
 from dicom_node.findings import Code
+from dicom_node.services import RESULT_KIND_NAMES
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
@@ -79,11 +80,20 @@ class DetectionOutput(_Frozen):
     colour: tuple[int, int, int]
 
 
+class MapOutput(_Frozen):
+    """What one map of probabilities means."""
+
+    label: str
+    quantity: CodeEntry = CodeEntry(value="122157", scheme="DCM", meaning="Probability")
+
+
 class Outputs(_Frozen):
-    """Everything that the model may say: label value -> segment, detection name -> finding."""
+    """Everything that the model may say: label value -> segment, detection name -> finding, map name -> map."""
 
     segments: Mapping[int, SegmentOutput] = Field(default_factory=dict)
     detections: Mapping[str, DetectionOutput] = Field(default_factory=dict)
+    maps: Mapping[str, MapOutput] = Field(default_factory=dict)
+    window: tuple[float, Annotated[float, Field(ge=1)]] | None = None  # centre, width: how a picture shows it best
 
 
 class Weights(_Frozen):
@@ -109,7 +119,7 @@ class Manifest(_Frozen):
     parameters: Mapping[str, float | int | str | bool] = Field(default_factory=dict)
     inputs: Mapping[Name, InputSlot]
     outputs: Outputs
-    results: tuple[str, ...] = ("seg", "sr")
+    results: tuple[str, ...] = RESULT_KIND_NAMES  # the kinds that it may be told in; the peers choose among them
 
     @field_validator("version")
     @classmethod

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 
+import numpy as np
 from pydicom import Dataset, dcmread
+from pydicom.encaps import parse_basic_offsets, parse_fragments
 
 from dicom_node.errors import ResultRefused
-from dicom_node.source import Source
+from dicom_node.plane import in_image
+from dicom_node.source import Source, flat
 
 _SAME_AS_SOURCE = ("StudyInstanceUID", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber")
 _ELSEWHERE = frozenset(
@@ -23,6 +26,8 @@ _ELSEWHERE = frozenset(
     }
 )
 _BITS_IN_A_BYTE = 8
+_ROUNDING = 0.01  # pixels; coordinates are written with three decimals
+_OFF_PLANE = 0.05  # mm
 
 
 def require_sound(contents: Sequence[bytes | memoryview], source: Source) -> None:
@@ -44,9 +49,8 @@ def problems_of(contents: Sequence[bytes | memoryview], source: Source) -> Itera
     for result in results:
         name = str(result.get("Modality"))
         yield from (f"{name}: {problem}" for problem in _identity(result, source.datasets[0]))
-        yield from (f"{name}: {problem}" for problem in _references(result, known))
-        yield from (f"{name}: {problem}" for problem in _frames(result))
-        yield from (f"{name}: {problem}" for problem in _coordinates(result, known))
+        for check in (_references, _frames, _coordinates, _graphics, _outlines):
+            yield from (f"{name}: {problem}" for problem in check(result, known))
 
 
 def _identity(result: Dataset, reference: Dataset) -> Iterator[str]:
@@ -59,7 +63,7 @@ def _references(result: Dataset, known: Mapping[str, Dataset]) -> Iterator[str]:
     """Every object that is referred to must be held, be of the class that is said, and have the frame and segment."""
     for item in _items(result):
         uid = item.get("ReferencedSOPInstanceUID")
-        if uid is None:
+        if uid is None or "RTReferencedSeriesSequence" in item:  # the latter names the study, see _outlines
             continue
         target = known.get(str(uid))
         if target is None:
@@ -88,7 +92,7 @@ def _numbers(item: Dataset, keyword: str) -> list[int]:
     )
 
 
-def _frames(result: Dataset) -> Iterator[str]:
+def _frames(result: Dataset, _known: Mapping[str, Dataset]) -> Iterator[str]:
     """Frames, functional groups, segments and bytes must add up (PS3.3 C.7.6.16, C.8.20)."""
     if "PerFrameFunctionalGroupsSequence" not in result:
         return
@@ -97,9 +101,12 @@ def _frames(result: Dataset) -> Iterator[str]:
         yield "frames and functional groups differ in number"
     bits = frames * int(result.Rows) * int(result.Columns) * int(result.BitsAllocated)
     needed = -(-bits // _BITS_IN_A_BYTE)
-    if not result.file_meta.TransferSyntaxUID.is_compressed and len(result.PixelData) != needed + needed % 2:
+    pixels = result.get("PixelData", result.get("FloatPixelData", b""))
+    if not result.file_meta.TransferSyntaxUID.is_compressed and len(pixels) != needed + needed % 2:
         yield "pixel data is not as long as its frames need"
-    numbers = {int(segment.SegmentNumber) for segment in result.SegmentSequence}
+    if result.file_meta.TransferSyntaxUID.is_encapsulated and _fragments(pixels) != frames:
+        yield "pixel data has another number of frames than is said"
+    numbers = {int(segment.SegmentNumber) for segment in result.get("SegmentSequence", ())}
     used = {
         int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
         for frame in result.PerFrameFunctionalGroupsSequence
@@ -107,6 +114,13 @@ def _frames(result: Dataset) -> Iterator[str]:
     }
     if used and used != numbers:
         yield "segments that are described and segments that have frames differ"
+
+
+def _fragments(pixels: bytes) -> int:
+    """Return how many fragments follow the offset table; run-length encoding has one a frame (PS3.5 G.2)."""
+    buffer = BytesIO(pixels)
+    parse_basic_offsets(buffer)
+    return parse_fragments(buffer)[0]
 
 
 def _coordinates(result: Dataset, known: Mapping[str, Dataset]) -> Iterator[str]:
@@ -120,6 +134,40 @@ def _coordinates(result: Dataset, known: Mapping[str, Dataset]) -> Iterator[str]
                 yield "a region lies outside its image"
 
 
+def _graphics(result: Dataset, known: Mapping[str, Dataset]) -> Iterator[str]:
+    """Every line and label in pixels must lie on its image (PS3.3 C.10.5)."""
+    for annotation in result.get("GraphicAnnotationSequence", ()):
+        images = [known.get(str(item.ReferencedSOPInstanceUID)) for item in annotation.ReferencedImageSequence]
+        points = [list(item.GraphicData) for item in annotation.get("GraphicObjectSequence", ())]
+        points += [
+            [*item.BoundingBoxTopLeftHandCorner, *item.BoundingBoxBottomRightHandCorner]
+            for item in annotation.get("TextObjectSequence", ())
+            if item.get("BoundingBoxAnnotationUnits") == "PIXEL"
+        ]
+        for image in images:
+            if image is not None and not all(_on(image, line) for line in points):
+                yield "a line or a label lies outside its image"
+
+
+def _outlines(result: Dataset, known: Mapping[str, Dataset]) -> Iterator[str]:
+    """Every outline in the patient must lie on the plane of its image and within it (PS3.3 C.8.8.6)."""
+    for reference in result.get("ReferencedFrameOfReferenceSequence", ()):
+        studies = reference.get("RTReferencedStudySequence", ())
+        if any(study.ReferencedSOPInstanceUID != result.StudyInstanceUID for study in studies):
+            yield "refers to another study"
+    for region in result.get("ROIContourSequence", ()):
+        for outline in region.get("ContourSequence", ()):
+            place = outline.ContourImageSequence[0]
+            image = known.get(str(place.ReferencedSOPInstanceUID))
+            if image is None:
+                continue  # said already
+            header = flat(image, int(place.get("ReferencedFrameNumber") or 1))
+            points = np.array([float(value) for value in outline.ContourData]).reshape(-1, 3)
+            on_image = in_image(points, header)
+            if np.abs(on_image[:, 2]).max() > _OFF_PLANE or not _on(image, on_image[:, :2].ravel().tolist()):
+                yield "an outline lies outside its image"
+
+
 def _images(item: Dataset) -> list[Dataset]:
     return [child for child in item.get("ContentSequence", ()) if "ReferencedSOPSequence" in child]
 
@@ -127,7 +175,10 @@ def _images(item: Dataset) -> list[Dataset]:
 def _on(image: Dataset, points: Sequence[float]) -> bool:
     columns, rows = points[::2], points[1::2]
     return (
-        min(columns) >= 0 and max(columns) <= float(image.Columns) and min(rows) >= 0 and max(rows) <= float(image.Rows)
+        min(columns) >= -_ROUNDING
+        and max(columns) <= float(image.Columns) + _ROUNDING
+        and min(rows) >= -_ROUNDING
+        and max(rows) <= float(image.Rows) + _ROUNDING
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 VERIFICATION = "1.2.840.10008.1.1"
 
@@ -127,9 +127,51 @@ TRANSFER_SYNTAXES: tuple[str, ...] = tuple(str(uid) for uid in AllTransferSyntax
 RESULT_TRANSFER_SYNTAXES: tuple[str, ...] = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 """Proposed for every result object, in this order."""
 
+SEGMENTATION = _S + "66.4"
+LABEL_MAP_SEGMENTATION = _S + "66.7"
 
-RESULT_SOP_CLASSES: dict[str, str] = {_S + "66.4": "Segmentation", _S + "88.34": "Comprehensive 3D SR"}
+
+@dataclass(frozen=True, slots=True)
+class ResultKind:
+    """One word of a peer's `results`: which objects it stands for, and what shows them."""
+
+    name: str
+    sop_class_uids: tuple[str, ...]
+    what: str
+    instead: tuple[str, ...] = ()  # what says the same to a peer that does not take this, the best first
+
+
+RESULT_KINDS: tuple[ResultKind, ...] = (
+    # in the order of encoding: a kind after those that it refers to
+    ResultKind(
+        "seg", (SEGMENTATION, LABEL_MAP_SEGMENTATION), "masks: OHIF, 3D Slicer, MITK, Weasis", ("gsps", "sr", "sc")
+    ),
+    ResultKind(
+        "sr", (_S + "88.34",), "findings, boxes, measurements: OHIF, 3D Slicer; as text in most PACS", ("gsps", "sc")
+    ),
+    ResultKind(
+        "gsps",
+        (_S + "11.1", _S + "11.2"),
+        "outlines, boxes and labels on the images: Weasis, OsiriX, most PACS",
+        ("sc",),
+    ),
+    ResultKind("sc", (_S + "7",), "one picture with key slices and legend: everything that shows an image", ("gsps",)),
+    ResultKind("kos", (_S + "88.59",), "a list of the key images", ("gsps", "sc", "sr")),
+    ResultKind("pm", (_S + "30",), "probability for each voxel, of models that give one: OHIF, 3D Slicer", ("seg",)),
+    ResultKind("rtstruct", (_S + "481.3",), "outlines for radiotherapy planning", ("seg",)),
+)
+RESULT_KIND_NAMES = tuple(kind.name for kind in RESULT_KINDS)
+
+RESULT_SOP_CLASSES: dict[str, str] = {
+    uid: STORAGE_BY_UID[uid].name for kind in RESULT_KINDS for uid in kind.sop_class_uids
+}
 """What the node sends."""
+
+
+def transfer_syntaxes(sop_class_uid: str) -> tuple[str, ...]:
+    """Return the transfer syntaxes proposed for a result object: a label map's own is run-length encoding."""
+    own = (str(RLELossless),) if sop_class_uid == LABEL_MAP_SEGMENTATION else ()
+    return (*own, *RESULT_TRANSFER_SYNTAXES)
 
 
 class Status(IntEnum):

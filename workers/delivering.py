@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
-from dicom_node.config import Settings
-from dicom_node.delivery.cstore import Parcel, deliver
-from dicom_node.errors import Refused, ResultRefused, Unavailable
+from dicom_node.config import Peer, Settings
+from dicom_node.delivery.cstore import Answers, Parcel, deliver
+from dicom_node.errors import PeerRefused, Refused, ResultRefused, Unavailable
+from dicom_node.forms import Choice, Offer, choose
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.jobs import Job, StoredResult
 from dicom_node.lifecycle import Happening
+from dicom_node.services import RESULT_SOP_CLASSES
 from dicom_node.spool import Spool
 from workers.lease import Lease
 
@@ -33,22 +37,29 @@ class Delivering:
         peer = self._settings.peer.get(job.peer or "")
         if peer is None:
             raise Refused(f"there is no [peer.{job.peer}] in the settings any more")
-        parcels = [
-            self._parcel(result)
+        wanted = [
+            result
             for result in self._ledger.jobs.results_of(job.parent_id or 0)
             if result.kind in peer.results
+            and (result.form is None or result.form in {form.key for form in peer.wish.forms})
         ]
-        statuses = (
-            deliver(parcels, peer, ae_title=self._settings.node.ae_title, timing=self._settings.delivery)
-            if parcels
-            else []
-        )
+        selection = _Selection(job.peer or "", peer, wanted, [self._parcel(result) for result in wanted], self._ledger)
+        statuses: list[tuple[str, int]] = []
+        if wanted:
+            statuses = deliver(
+                selection.parcels,
+                peer,
+                ae_title=self._settings.node.ae_title,
+                timing=self._settings.delivery,
+                choose=selection.choose,
+            )
         self._ledger.jobs.ended(
             job,
             Happening.FINISHED,
             now=time.time(),
             detail=f"{len(statuses)} instances stored at {peer.ae_title}",
             statuses={uid: f"0x{status:04X}" for uid, status in statuses},
+            replaced=list(selection.choice.replaced),
         )
 
     def _parcel(self, result: StoredResult) -> Parcel:
@@ -61,3 +72,30 @@ class Delivering:
         if digest != result.sha256:
             raise ResultRefused(f"{result.path} is not the file that was written (sha256)")
         return Parcel(result.sop_class_uid, result.sop_instance_uid, result.transfer_syntax_uid, path)
+
+
+@dataclass(slots=True)
+class _Selection:
+    """What of the results goes to a peer, once it has said what it takes; its answers are remembered."""
+
+    name: str
+    peer: Peer
+    results: Sequence[StoredResult]
+    parcels: Sequence[Parcel]
+    ledger: Ledger
+    choice: Choice = field(default_factory=lambda: Choice(()))
+
+    def choose(self, answers: Answers) -> list[Parcel]:
+        """Return the parcels to send; raise PeerRefused where a kind would be lost, before anything is sent."""
+        self.ledger.peers.answered(self.peer.address, answers, now=time.time())
+        accepted = {sop_class_uid for (sop_class_uid, _), taken in answers.items() if taken}
+        offers = [Offer(result.kind, result.form, result.sop_class_uid) for result in self.results]
+        self.choice = choose(self.peer.wish, offers, accepted)
+        if self.choice.lost:
+            lost = self.choice.lost
+            classes = sorted({RESULT_SOP_CLASSES[offer.sop_class_uid] for offer in offers if offer.kind in lost})
+            raise PeerRefused(
+                f"{self.peer.ae_title} does not take {', '.join(classes) or ', '.join(lost)}, and nothing else in "
+                f"[peer.{self.name}].results says the same; `dicom-node peers probe {self.name}` shows what it takes"
+            )
+        return [self.parcels[number] for number in self.choice.chosen]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dicom_node.errors import ModelRefused, NotApplicable
-from dicom_node.findings import Box, Code, Finding, Findings, Measurement, Reason, Segment
+from dicom_node.findings import Box, Code, Finding, Findings, Map, Measurement, Reason, Segment
 from dicom_node.labelling import Context
 from dicom_node.manifest import DetectionOutput, Manifest, SegmentOutput
 from workers.prediction import Detection, Grid, Prediction
@@ -61,6 +61,9 @@ def findings_of(prediction: Prediction, volume: Volume, manifest: Manifest, cont
         findings=tuple(findings),
         looked_for=tuple(output.finding.code() for output in manifest.outputs.detections.values()),
         parameters=dict(prediction.parameters),
+        incomplete=prediction.incomplete,
+        maps=_maps(prediction, volume, manifest),
+        window=manifest.outputs.window,
     )
 
 
@@ -98,6 +101,14 @@ def _organ(value: int, output: SegmentOutput, size: float, context: Context) -> 
 
 def _organ_labels(prediction: Prediction, volume: Volume, organs: Sequence[Segment]) -> npt.NDArray[np.uint8] | None:
     return volume.to_source(prediction.labels) if organs and prediction.labels is not None else None
+
+
+def _maps(prediction: Prediction, volume: Volume, manifest: Manifest) -> tuple[Map, ...]:
+    return tuple(
+        Map(output.label, output.quantity.code(), volume.to_source(prediction.maps[name]))
+        for name, output in manifest.outputs.maps.items()
+        if name in prediction.maps
+    )
 
 
 # -- detections ---------------------------------------------------------------------------------------------------
@@ -223,7 +234,9 @@ def _measurement(kind: str, value: float) -> Measurement:
 def _require_sense(prediction: Prediction, volume: Volume, manifest: Manifest) -> None:
     """Raise ModelRefused for what would be a wrong result, or none, if it were written."""
     shape = volume.grid.values.shape
-    for array in (prediction.labels, prediction.instances):
+    if unknown := prediction.maps.keys() - manifest.outputs.maps.keys():
+        raise ModelRefused(f"{manifest.name}: maps {sorted(unknown)} are not in outputs.maps")
+    for array in (prediction.labels, prediction.instances, *prediction.maps.values()):
         if array is not None and array.shape != shape:
             raise ModelRefused(f"{manifest.name} answers with shape {array.shape} to a grid of {shape}")
     values = [detection.value for detection in prediction.detections if detection.value]

@@ -14,11 +14,13 @@ from pydicom import Dataset
 from dicom_node.catalogue import read_model
 from dicom_node.config import Settings
 from dicom_node.errors import InputRefused
+from dicom_node.forms import DEFAULT_RESULTS, Form, Wish, forms_to_make
 from dicom_node.labelling import Context, ModelIdentity, Predecessor, digest_of_input
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import StoredInstance
 from dicom_node.ledger.jobs import Job, StoredResult
-from dicom_node.results import Result, encode_all
+from dicom_node.manifest import Manifest
+from dicom_node.results import ORDER, Result, encode_all
 from dicom_node.selfcheck import require_sound
 from dicom_node.services import Use, use_of
 from dicom_node.source import Source
@@ -80,14 +82,36 @@ class Inferring:
         context = self._context(job, bundle, instances)
         with watch.stage("encode"):
             findings = findings_of(prediction, volume, manifest, context)
-            results = encode_all(manifest.results, findings, volume.source, context)
+            kinds, forms = self._wanted(job, manifest)
+            results = encode_all(kinds, findings, volume.source, context, forms)
             contents = [_written(result.dataset) for result in results]
         with watch.stage("check"):
-            require_sound(contents, volume.source)
+            for form in forms:
+                require_sound(
+                    [
+                        content
+                        for result, content in zip(results, contents, strict=True)
+                        if result.form in (None, form.key)
+                    ],
+                    volume.source,
+                )
         with watch.stage("keep"):
             stored = [self._keep(*pair) for pair in zip(results, contents, strict=True)]
         self._ledger.jobs.inferred(job, stored, now=time.time(), seconds=watch.seconds)
         log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
+
+    def _wanted(self, job: Job, manifest: Manifest) -> tuple[list[str], list[Form]]:
+        """Return the kinds that the peers ask for and the model may be told in, and the forms that they may need."""
+        forms: dict[Form, None] = {}
+        wished: set[str] = set()
+        for name in job.send_to:
+            # a peer that has left the settings gets what peers get by default: its delivery fails, and says why
+            peer = self._settings.peer.get(name)
+            wish = peer.wish if peer else Wish(DEFAULT_RESULTS)
+            takes = self._ledger.peers.takes(peer.address, now=time.time()) if peer else {}
+            wished.update(wish.kinds)
+            forms |= dict.fromkeys(forms_to_make(wish, takes))
+        return [kind for kind in ORDER if kind in wished and kind in manifest.results], list(forms)
 
     def _context(self, job: Job, bundle: Bundle, instances: Sequence[StoredInstance]) -> Context:
         labelling = self._settings.labelling
@@ -108,7 +132,11 @@ class Inferring:
         earlier = self._ledger.jobs.earlier_results(job.series_instance_uid, job.model, before_revision=job.revision)
         return tuple(
             Predecessor(
-                result.sop_class_uid, result.sop_instance_uid, result.series_instance_uid, result.study_instance_uid
+                result.sop_class_uid,
+                result.sop_instance_uid,
+                result.series_instance_uid,
+                result.study_instance_uid,
+                result.form,
             )
             for result in earlier
             if result.kind == "sr"
@@ -125,6 +153,7 @@ class Inferring:
             study_instance_uid=dataset.StudyInstanceUID,
             transfer_syntax_uid=dataset.file_meta.TransferSyntaxUID,
             kind=result.kind,
+            form=result.form,
             path=path,
             sha256=sha256,
             size=len(content),

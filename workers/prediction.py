@@ -58,13 +58,16 @@ class Prediction:
     """What a model says about a grid.
 
     `labels` (uint8, shape of the grid, 0 = nothing) has the manifest's segment values; `instances`
-    (uint16, same shape) outlines the detections one by one.
+    (uint16, same shape) outlines the detections one by one; `maps` (float32, same shape, 0..1) are probabilities
+    by their name in the manifest's `outputs.maps`. `incomplete` says in a few words each what could not be judged.
     """
 
     labels: npt.NDArray[np.uint8] | None = None
     instances: npt.NDArray[np.uint16] | None = None
     detections: tuple[Detection, ...] = ()
     parameters: dict[str, str] = field(default_factory=dict)
+    maps: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    incomplete: tuple[str, ...] = ()
 
 
 Progress = Callable[[float], None]

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
-from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import UID
 
 from dicom_node.errors import InputRefused, NotApplicable
 from dicom_node.findings import Reason
+from dicom_node.images import decoded, source_of
 from dicom_node.manifest import InputSlot
 from dicom_node.source import Source, SourceFrame
 from workers.prediction import Grid
@@ -120,9 +120,10 @@ def load(paths: Sequence[Path]) -> Volume:
         values = _decoded(paths, headers, slices, pool)
     used = list(dict.fromkeys(piece.instance for piece in slices))
     place = {number: index for index, number in enumerate(used)}
-    source = Source(
-        tuple(headers[number] for number in used),
-        tuple(SourceFrame(place[piece.instance], piece.frame_number) for piece in slices),
+    source = source_of(
+        (headers[number] for number in used),
+        (paths[number] for number in used),
+        (SourceFrame(place[piece.instance], piece.frame_number) for piece in slices),
     )
     grid, order, flipped = _canonical(values, slices)
     return Volume(source, grid, order, flipped, tuple(notes))
@@ -287,32 +288,13 @@ def _decoded(
     def fill(item: tuple[int, list[int]]) -> None:
         number, indices = item
         frames = [slices[index].frame_number - 1 for index in indices]
-        for index, stored in zip(indices, _stored(paths[number], headers[number], frames), strict=True):
+        if int(headers[number].get("SamplesPerPixel") or 1) != 1:
+            raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
+        for index, stored in zip(indices, decoded(paths[number], headers[number], frames), strict=True):
             values[index] = _rescaled(stored, slices[index], headers[number], values.dtype)
 
     list(pool.map(fill, by_instance.items()))
     return values
-
-
-def _stored(path: Path, header: Dataset, frames: list[int]) -> Iterable[npt.NDArray[Any]]:
-    """Return the stored values of some frames; raise where they are not there or cannot be decoded."""
-    if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
-    try:
-        return list(iter_pixels(path, indices=frames))
-    except Exception as error:
-        # decoders of several libraries stand behind this, each with exceptions of its own
-        if not _has_pixels(path):
-            raise NotApplicable(Reason.NO_PIXEL_DATA, "an image has no pixel data") from error
-        syntax = header.file_meta.get("TransferSyntaxUID")
-        name = syntax.name if syntax else "no stated transfer syntax"
-        raise InputRefused(f"pixels in {name} cannot be decoded here: {type(error).__name__}") from error
-
-
-def _has_pixels(path: Path) -> bool:
-    keywords = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
-    read = dcmread(path, specific_tags=list(keywords), defer_size=1024)
-    return any(keyword in read for keyword in keywords)
 
 
 def _rescaled(

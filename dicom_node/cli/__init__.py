@@ -8,7 +8,7 @@ import sys
 import typer
 
 from dicom_node import __version__, log
-from dicom_node.cli import act, ask, run, understand
+from dicom_node.cli import act, ask, peers, run, understand
 from dicom_node.errors import NodeError
 from dicom_node.lifecycle import IllegalTransition
 
@@ -49,6 +49,7 @@ for command in (
     understand.export_conformance,
 ):
     app.command()(command)
+app.add_typer(peers.app)
 
 
 def main() -> None:

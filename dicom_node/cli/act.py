@@ -40,7 +40,7 @@ def send(
     as_json: JsonOption = False,
 ) -> None:
     """Send DICOM files by C-STORE on one association, as a scanner would. Exits with 1 where not all were stored."""
-    peer = _peer(settings_from(settings), to)
+    peer = peer_named(settings_from(settings), to)
     parcels = [cstore.Parcel.of_file(path) for path in _files(paths)]
     if not parcels:
         raise SettingsError("there is no file to send")
@@ -96,7 +96,7 @@ def echo(
 
 
 def _knock(settings: Settings, name: str) -> str | None:
-    peer = _peer(settings, name)
+    peer = peer_named(settings, name)
     try:
         cstore.echo(peer, ae_title=settings.node.ae_title, timing=settings.delivery)
     except NodeError as error:
@@ -104,7 +104,7 @@ def _knock(settings: Settings, name: str) -> str | None:
     return None
 
 
-def _peer(settings: Settings, name: str | None) -> Peer:
+def peer_named(settings: Settings, name: str | None) -> Peer:
     """Return a peer by name or address; the node itself where there is no name."""
     if name is None:
         return Peer(ae_title=settings.node.ae_title, host="127.0.0.1", port=settings.node.port)

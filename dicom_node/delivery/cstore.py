@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.filereader import read_file_meta_info
+from pydicom.uid import RLELossless
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.status import code_to_category
 
 from dicom_node.config import DeliveryTable, Peer
 from dicom_node.errors import PeerBusy, PeerRefused, PeerUnreachable, Refused
-from dicom_node.services import RESULT_TRANSFER_SYNTAXES, VERIFICATION, Verdict, verdict
+from dicom_node.services import (
+    RESULT_SOP_CLASSES,
+    RESULT_TRANSFER_SYNTAXES,
+    VERIFICATION,
+    Verdict,
+    transfer_syntaxes,
+    verdict,
+)
 
 IMPLICIT = RESULT_TRANSFER_SYNTAXES[-1]
+_PLAIN = frozenset({*RESULT_TRANSFER_SYNTAXES, str(RLELossless)})  # what can be re-encoded in the default without loss
 _REJECTED_PERMANENTLY = 0x01  # PS3.8 Table 9-21
 
 
@@ -43,25 +52,33 @@ class Parcel:
         return cls(str(named[0]), str(named[1]), str(named[2]), path)
 
 
+Answers = Mapping[tuple[str, str], bool]
+"""For each `(SOP Class UID, transfer syntax UID)` that was proposed, whether the peer accepted it."""
+
+
 def deliver(
     parcels: Sequence[Parcel],
     peer: Peer,
     *,
     ae_title: str,
     timing: DeliveryTable,
+    choose: Callable[[Answers], Sequence[Parcel]] | None = None,
     sent: Callable[[Parcel, int], None] = lambda parcel, status: None,
 ) -> list[tuple[str, int]]:
-    """Send every parcel on one association; return `(SOP Instance UID, status)` for each.
+    """Send parcels on one association; return `(SOP Instance UID, status)` for each that was sent.
 
-    `sent` is called after each one that the peer has stored.
+    `choose` is told what the peer answered to the presentation contexts and returns what to send; without it
+    everything is sent. `sent` is called after each one that the peer has stored.
 
     Raises:
         PeerUnreachable: no association; PeerBusy: a status that means "later", or the association broke.
         PeerRefused: rejected for good, no presentation context, or a status that means "no".
     """
-    with _Associated(peer, contexts_for(parcels), ae_title=ae_title, timing=timing) as association:
+    contexts, takes_nothing = contexts_for(parcels), choose is not None
+    with _Associated(peer, contexts, ae_title=ae_title, timing=timing, may_take_nothing=takes_nothing) as association:
         statuses = []
-        for parcel in parcels:
+        chosen = choose(_answers(association)) if choose else parcels
+        for parcel in chosen:
             status = _send(association, parcel)
             statuses.append((parcel.sop_instance_uid, status))
             sent(parcel, status)
@@ -71,8 +88,21 @@ def deliver(
 def contexts_for(parcels: Sequence[Parcel]) -> list[tuple[str, str]]:
     """Return `(SOP Class, transfer syntax)` to propose: each file's own, and for an uncompressed one the default."""
     own = {(parcel.sop_class_uid, parcel.transfer_syntax_uid) for parcel in parcels}
-    plain = {(sop_class_uid, IMPLICIT) for sop_class_uid, syntax in own if syntax in RESULT_TRANSFER_SYNTAXES}
+    plain = {(sop_class_uid, IMPLICIT) for sop_class_uid, syntax in own if syntax in _PLAIN}
     return sorted(own | plain)
+
+
+def probe(peer: Peer, *, ae_title: str, timing: DeliveryTable) -> Answers:
+    """Ask a peer by association which result objects it takes, in which transfer syntaxes; nothing is sent.
+
+    Raises:
+        PeerUnreachable: no association could be made; PeerRefused: it was rejected for good.
+    """
+    contexts = [
+        (sop_class_uid, syntax) for sop_class_uid in RESULT_SOP_CLASSES for syntax in transfer_syntaxes(sop_class_uid)
+    ]
+    with _Associated(peer, contexts, ae_title=ae_title, timing=timing, may_take_nothing=True) as association:
+        return _answers(association)
 
 
 def echo(peer: Peer, *, ae_title: str, timing: DeliveryTable) -> None:
@@ -85,9 +115,16 @@ class _Associated:
     """An association for the length of a `with` block: released at its end, aborted on an error."""
 
     def __init__(
-        self, peer: Peer, contexts: Sequence[tuple[str, str]], *, ae_title: str, timing: DeliveryTable
+        self,
+        peer: Peer,
+        contexts: Sequence[tuple[str, str]],
+        *,
+        ae_title: str,
+        timing: DeliveryTable,
+        may_take_nothing: bool = False,
     ) -> None:
         self._peer = peer
+        self._may_take_nothing = may_take_nothing
         entity = AE(ae_title=peer.calling_ae_title or ae_title)
         entity.connection_timeout = timing.connect_timeout
         entity.acse_timeout = timing.connect_timeout
@@ -107,13 +144,14 @@ class _Associated:
             )
         except (OSError, RuntimeError) as error:
             raise PeerUnreachable(f"{peer.ae_title} at {peer.host}:{peer.port}: {type(error).__name__}") from error
-        if association.is_established:
+        refused_all = association.is_aborted and association.rejected_contexts
+        if association.is_established or (refused_all and self._may_take_nothing):
             self._association = association
             return association
         answer: Any = association.acceptor.primitive
         if association.is_rejected and answer.result == _REJECTED_PERMANENTLY:
             raise PeerRefused(f"{peer.ae_title} rejects the association for good: {answer.reason_str}")
-        if association.is_aborted and association.rejected_contexts:
+        if refused_all:
             raise PeerRefused(f"{peer.ae_title} accepts none of the SOP classes of the results")
         what = "rejects the association for now" if association.is_rejected else "does not answer"
         raise PeerUnreachable(f"{peer.ae_title} at {peer.host}:{peer.port} {what}")
@@ -125,6 +163,16 @@ class _Associated:
             self._association.release()
         else:
             self._association.abort()
+
+
+def _answers(association: Association) -> Answers:
+    answers = {
+        (str(context.abstract_syntax), str(context.transfer_syntax[0])): False
+        for context in association.rejected_contexts
+    }
+    for context in association.accepted_contexts:
+        answers[str(context.abstract_syntax), str(context.transfer_syntax[0])] = True
+    return answers
 
 
 def _send(association: Association, parcel: Parcel) -> int:
@@ -139,11 +187,19 @@ def _send(association: Association, parcel: Parcel) -> int:
     # a file in an accepted syntax goes out byte by byte; only a peer without it gets it re-encoded
     _config.STORE_SEND_CHUNKED_DATASET = as_it_is
     try:
-        what: Any = parcel.path if as_it_is else dcmread(parcel.path)
+        what: Any = parcel.path if as_it_is else _plain(parcel.path)
         response = association.send_c_store(what)
     except (RuntimeError, ValueError, OSError) as error:
         raise PeerBusy(f"the association broke: {type(error).__name__}") from error
     return _judge(response, "C-STORE")
+
+
+def _plain(path: Path) -> Dataset:
+    """Return a file's dataset without compression; pynetdicom writes it in the syntax that was accepted."""
+    dataset = dcmread(path)
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        dataset.decompress(generate_instance_uid=False)
+    return dataset
 
 
 def _judge(response: Any, service: str) -> int:

@@ -6,6 +6,7 @@ from dicom_node.ledger.arrivals import Arrivals
 from dicom_node.ledger.database import open_database
 from dicom_node.ledger.history import History
 from dicom_node.ledger.jobs import Jobs
+from dicom_node.ledger.peers import Peers
 
 
 class Ledger:
@@ -17,6 +18,7 @@ class Ledger:
         self.arrivals = Arrivals(self._database)
         self.jobs = Jobs(self._database)
         self.history = History(self._database)
+        self.peers = Peers(self._database)
 
     def close(self) -> None:
         """Close every connection."""

@@ -14,6 +14,7 @@ from dicom_node.ledger.journal import Subject, write_event
 from dicom_node.ledger.schema import holding, job, result, series
 from dicom_node.lifecycle import REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance
 from dicom_node.routing import Order
+from dicom_node.services import RESULT_KIND_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class StoredResult:
     path: str
     sha256: str
     size: int
+    form: str | None = None  # which set of results it belongs to; None: to every one
 
 
 class LostLease(Exception):
@@ -311,10 +313,11 @@ class Jobs:
             return None if found is None else _job(found)
 
     def results_of(self, job_id: int) -> list[StoredResult]:
-        """Return the result objects of an inference, SEG before SR."""
-        query = select(result).where(result.c.job_id == job_id).order_by(result.c.kind, result.c.sop_instance_uid)
+        """Return the result objects of an inference, each after those that it refers to."""
+        query = select(result).where(result.c.job_id == job_id).order_by(result.c.sop_instance_uid)
         with self._database.reading() as connection:
-            return [_stored_result(row) for row in connection.execute(query).mappings()]
+            stored = [_stored_result(row) for row in connection.execute(query).mappings()]
+        return sorted(stored, key=lambda made: RESULT_KIND_NAMES.index(made.kind))
 
     def earlier_results(self, series_instance_uid: str, model: str, *, before_revision: int) -> list[StoredResult]:
         """Return the results of this model for the latest earlier revision of a series that has any."""

@@ -108,6 +108,7 @@ result = Table(
     Column("sop_instance_uid", _UID, primary_key=True),
     Column("job_id", ForeignKey("job.job_id"), nullable=False, index=True),
     Column("kind", String(16), nullable=False),
+    Column("form", String(32)),  # which set of results it belongs to; null: to every one
     Column("sop_class_uid", _UID, nullable=False),
     Column("series_instance_uid", _UID, nullable=False),
     Column("study_instance_uid", _UID, nullable=False),
@@ -117,6 +118,17 @@ result = Table(
     Column("size", BigInteger, nullable=False),
     Column("created_at", Double, nullable=False),
     UniqueConstraint("job_id", "kind", "sop_instance_uid"),
+)
+
+acceptance = Table(
+    "acceptance",
+    metadata,
+    # what a peer answered when a presentation context was proposed to it, the last time
+    Column("peer", String(320), primary_key=True),  # AETITLE@HOST:PORT
+    Column("sop_class_uid", _UID, primary_key=True),
+    Column("transfer_syntax_uid", _UID, primary_key=True),
+    Column("accepted", Boolean, nullable=False),
+    Column("asked_at", Double, nullable=False),
 )
 
 event = Table(

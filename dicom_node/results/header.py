@@ -7,9 +7,11 @@ import re
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import highdicom as hd
+import numpy as np
+import numpy.typing as npt
 from pydicom import DataElement, Dataset
 from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
@@ -51,11 +53,17 @@ _MORE_IDENTITY = (
 )
 _IF_VALID = ("PatientAge", "PatientSize", "PatientWeight", "EthnicGroup")
 _DOCUMENTS = frozenset({"SR", "KO"})
+_NOT_OF_THE_IOD = {
+    "PR": ("ContentDate", "ContentTime"),  # it has a Presentation Creation Date
+    "RTSTRUCT": ("ContentDate", "ContentTime", "ContentQualification", "BodyPartExamined"),
+}
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
 _LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 _FRAMES = Tag("PerFrameFunctionalGroupsSequence")
 _CODE_STRING = re.compile("[A-Z0-9_ ]{1,16}")
 _OFFSET = re.compile("[+-][0-9]{4}")
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,8 @@ def complete(dataset: Dataset, headers: Headers, context: Context, *, series_off
     dataset.SoftwareVersions = list(context.software_versions)
     dataset.DeviceSerialNumber = context.ae_title
     dataset.ContentQualification = context.qualification
+    for keyword in _NOT_OF_THE_IOD.get(str(dataset.Modality), ()):
+        dataset.pop(keyword, None)
     return dataset
 
 
@@ -171,6 +181,30 @@ def made_by(context: Context) -> dict[str, Any]:
         "instance_number": 1,
         "contributing_equipment": contributing_equipment(context),
     }
+
+
+def observer(context: Context) -> Any:
+    """Return the device that observed, by its UID, name and serial number (TID 1002, 1004); no person did."""
+    return hd.sr.ObserverContext(
+        observer_type=hd.sr.CodedConcept("121007", "DCM", "Device"),
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=context.model.device_uid,
+            name=context.ae_title,
+            manufacturer_name=MANUFACTURER,
+            model_name=MANUFACTURER_MODEL_NAME,
+            serial_number=context.model.digest[:16],
+        ),
+    )
+
+
+def on_frames(planes: npt.NDArray[Scalar], source: Source) -> npt.NDArray[Scalar]:
+    """Return planes as highdicom wants them: one for each dataset, or for each frame of the one dataset."""
+    single = len(source.datasets) == 1
+    frames = int(source.datasets[0].get("NumberOfFrames") or 1) if single else len(source.datasets)
+    full = np.zeros((frames, *planes.shape[1:]), planes.dtype)
+    for plane, frame in zip(planes, source.frames, strict=True):
+        full[frame.frame_number - 1 if single else frame.instance] = plane
+    return full
 
 
 def prepared(source: Source) -> Headers:

@@ -1,4 +1,4 @@
-"""Masks as a Segmentation object: BINARY, native, on the source's own slices (PS3.3 A.51)."""
+"""Masks as Segmentation objects on the source's own slices: bits, native (PS3.3 A.51), or a label map, RLE (A.90)."""
 
 from __future__ import annotations
 
@@ -8,55 +8,89 @@ import highdicom as hd
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from dicom_node.findings import Findings, Segment
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME, Context
+from dicom_node.results import Work
 from dicom_node.results.header import (
     ARTIFICIAL_INTELLIGENCE,
-    Headers,
     algorithm_parameters,
     code,
     complete,
     made_by,
-    prepared,
+    on_frames,
 )
-from dicom_node.source import Source
 
+_TRANSFER_SYNTAXES = {"BINARY": ExplicitVRLittleEndian, "LABELMAP": RLELossless}  # bits cannot be run-length encoded
 _SERIES_OFFSET = 0
+_SPLIT_SERIES_OFFSET = 100
 _LAYERS = 10  # series numbers that the layers of one model may use
 
 
-def encode(findings: Findings, source: Source, context: Context, made: object) -> Sequence[Dataset]:
-    """Return one SEG for each layer of labels that has a segment; segments in one SEG never overlap."""
-    if not findings.layers:
+def encode(work: Work) -> Sequence[Dataset]:
+    """Return one SEG for each layer of labels that has a segment; segments in one SEG never overlap.
+
+    A layer of more frames than the form allows becomes one SEG for each structure. There is none for frames
+    without a place in the patient, a cine's: such a SEG cannot say which frame it lies on.
+    """
+    if work.form.segmentation_type is None or _is_cine(work.headers.images[0]):
         return []
-    headers = prepared(source)
-    return [_encode_layer(layer, findings, source, headers, context) for layer in findings.layers]
+    parts = [part for layer in work.findings.layers for part in _parts(layer, work)]
+    return [_encode_part(number, segments, work) for number, segments in enumerate(parts)]
 
 
-def _encode_layer(layer: int, findings: Findings, source: Source, headers: Headers, context: Context) -> Dataset:
-    segments = findings.segments_of(layer)
+def _is_cine(image: Dataset) -> bool:
+    return int(image.get("NumberOfFrames") or 1) > 1 and "FrameOfReferenceUID" not in image
+
+
+def _parts(layer: int, work: Work) -> list[tuple[Segment, ...]]:
+    """Return the segments of a layer, together or, where that makes too many frames, each by itself."""
+    segments = work.findings.segments_of(layer)
+    limit = work.form.split_above
+    labels = work.findings.labels[layer]
+    if limit and sum(int((labels == segment.value).any(axis=(1, 2)).sum()) for segment in segments) > limit:
+        return [(segment,) for segment in segments]
+    return [segments]
+
+
+def _encode_part(number: int, segments: Sequence[Segment], work: Work) -> Dataset:
+    findings, source, headers, context = work.findings, work.source, work.headers, work.context
+    layer = segments[0].layer
+    is_whole_layer = len(segments) == len(findings.segments_of(layer))
+    kind = work.form.segmentation_type or "BINARY"
     encoded = hd.seg.Segmentation(
         source_images=headers.images,
-        pixel_array=_on_frames(_numbered(findings.labels[layer], segments), source),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        pixel_array=on_frames(_numbered(findings.labels[layer], segments), source),
+        segmentation_type=kind,
         segment_descriptions=[
             _description(number, segment, findings, context) for number, segment in enumerate(segments, start=1)
         ],
-        series_instance_uid=context.uid("seg series", layer),
+        series_instance_uid=context.uid("seg series", number),
         series_number=context.series_number,
-        sop_instance_uid=context.uid("seg", layer),
+        sop_instance_uid=context.uid("seg", number),
         manufacturer_model_name=MANUFACTURER_MODEL_NAME,
         software_versions=context.software_versions[0],
         device_serial_number=context.ae_title,
-        content_label=context.model.name.upper()[:16],
+        content_label=context.content_label,
         content_description=context.disclaimer[:64],
+        transfer_syntax_uid=_TRANSFER_SYNTAXES[kind],
         omit_empty_frames=True,
         **made_by(context),
     )
     _fill_projection(encoded, headers.images[0])
+    _put_background_last(encoded)
     encoded.ContentCreatorName = None  # type 2: no person made it
-    return complete(encoded, headers, context, series_offset=_SERIES_OFFSET + min(layer, _LAYERS - 1))
+    offset = _SERIES_OFFSET + min(layer, _LAYERS - 1) if is_whole_layer else _SPLIT_SERIES_OFFSET + number
+    return complete(encoded, headers, context, series_offset=offset)
+
+
+def _put_background_last(encoded: Dataset) -> None:
+    """Describe a label map's background (number 0) after its segments.
+
+    A widespread viewer takes colours by the order of the items: the background first would shift them all by one.
+    """
+    encoded.SegmentSequence = sorted(encoded.SegmentSequence, key=lambda item: int(item.SegmentNumber) or 1 << 16)
 
 
 def _numbered(labels: npt.NDArray[np.unsignedinteger], segments: Sequence[Segment]) -> npt.NDArray[np.uint8]:
@@ -65,16 +99,6 @@ def _numbered(labels: npt.NDArray[np.unsignedinteger], segments: Sequence[Segmen
     for number, segment in enumerate(segments, start=1):
         table[segment.value] = number
     return np.asarray(table[labels])
-
-
-def _on_frames(labels: npt.NDArray[np.uint8], source: Source) -> npt.NDArray[np.uint8]:
-    """Return the labels as highdicom wants them: one plane per dataset, or per frame of the one dataset."""
-    single = len(source.datasets) == 1
-    frames = int(source.datasets[0].get("NumberOfFrames") or 1) if single else len(source.datasets)
-    full = np.zeros((frames, *labels.shape[1:]), labels.dtype)
-    for plane, frame in zip(labels, source.frames, strict=True):
-        full[frame.frame_number - 1 if single else frame.instance] = plane
-    return full
 
 
 def _description(number: int, segment: Segment, findings: Findings, context: Context) -> hd.seg.SegmentDescription:

@@ -17,19 +17,19 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code as PydicomCode
 
 from dicom_node.findings import Box, Code, Finding, Findings, Measurement, Segment
-from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context, Predecessor
-from dicom_node.results import Made
+from dicom_node.labelling import Context, Predecessor
+from dicom_node.results import Work
+from dicom_node.results.drawing import box_of
 from dicom_node.results.header import (
     ARTIFICIAL_INTELLIGENCE,
-    Headers,
     algorithm_parameters,
     code,
     complete,
     made_by,
-    prepared,
+    observer,
     put,
 )
-from dicom_node.source import Source
+from dicom_node.source import Source, flat
 
 _SERIES_OFFSET = 10
 _BOUNDED_BY = PydicomCode("75958009", "SCT", "Bounded by")
@@ -38,7 +38,6 @@ _PERCENT = PydicomCode("%", "UCUM", "Percent")
 _PRESENCE = PydicomCode("121052", "DCM", "Presence of property")
 _ABSENT = PydicomCode("272519000", "SCT", "Absent")
 _ENGLISH = sr.CodedConcept("en-US", "RFC5646", "English (United States)")
-_DEVICE = sr.CodedConcept("121007", "DCM", "Device")
 _IMAGING_MEASUREMENT_REPORT = PydicomCode("126000", "DCM", "Imaging Measurement Report")
 _PROCEDURES = {
     # what was imaged, not what was computed (CID 100)
@@ -52,18 +51,21 @@ _PROCEDURES = {
 _ANY_PROCEDURE = PydicomCode("363679005", "SCT", "Imaging procedure")
 
 
-def encode(findings: Findings, source: Source, context: Context, made: Made) -> Sequence[Dataset]:
-    """Return a report of what was found and, apart from it, one of what was looked for and not found."""
-    headers = prepared(source)
-    segmentations = list(made.get("seg", ()))
+def encode(work: Work) -> Sequence[Dataset]:
+    """Return a report of what was found and, apart from it, one of what was looked for and not found.
+
+    Where the model could answer only a part of its question, both are PARTIAL and say what is missing.
+    """
+    findings, source, headers, context = work.findings, work.source, work.headers, work.context
+    segmentations = list(work.made.get("seg", ()))
     reports = []
     groups, key_frames = _groups(findings, source, context, segmentations)
     if groups:
         evidence = [*headers.images, *segmentations]
-        reports.append(_report(0, groups, evidence, _library(key_frames, source, headers.images), headers, context))
+        reports.append(_report(0, groups, evidence, _library(key_frames, source, headers.images), work))
     if absent := _absences(findings, context):
         library = _library([len(source.frames) // 2], source, headers.images)
-        reports.append(_report(1, absent, headers.images, library, headers, context))
+        reports.append(_report(1, absent, headers.images, library, work))
     return reports
 
 
@@ -72,12 +74,12 @@ def _report(
     groups: Sequence[Any],
     evidence: Sequence[Dataset],
     library: Sequence[Dataset],
-    headers: Headers,
-    context: Context,
+    work: Work,
 ) -> Dataset:
     """Return one document; `evidence` has the images first, for a viewer takes the first series for the image's."""
+    headers, context = work.headers, work.context
     content = sr.MeasurementReport(
-        observation_context=_observation_context(context),
+        observation_context=sr.ObservationContext(observer_device_context=observer(context)),
         procedure_reported=_PROCEDURES.get(str(headers.images[0].get("Modality")), _ANY_PROCEDURE),
         imaging_measurements=groups,
         title=_IMAGING_MEASUREMENT_REPORT,
@@ -90,12 +92,14 @@ def _report(
         series_instance_uid=context.uid("sr series", ordinal),
         series_number=context.series_number,
         sop_instance_uid=context.uid("sr", ordinal),
-        is_complete=True,
+        is_complete=not work.findings.incomplete,
         is_final=False,
         is_verified=False,
         previous_versions=[_predecessor(earlier, headers.images[0]) for earlier in context.predecessors] or None,
         **made_by(context),
     )
+    if work.findings.incomplete:
+        report.CompletionFlagDescription = "; ".join(work.findings.incomplete)[:64]
     return complete(report, headers, context, series_offset=_SERIES_OFFSET + ordinal)
 
 
@@ -114,7 +118,7 @@ def _groups(
     outlined = {finding.segment for finding in findings.findings}
     for number, segment in enumerate(findings.segments):
         if number not in outlined:
-            box = _box_of(segment, findings)
+            box = box_of(segment, findings)
             groups.extend(_segment_groups(segment, box, findings, source, context, segmentations))
             frames.append(box.frame)
     return groups, frames
@@ -146,7 +150,7 @@ def _finding_groups(
     segment = findings.segments[finding.segment]
     return [
         _planar(finding.box, finding, source, about, None),
-        _volumetric(segment, finding, findings, source, segmentations, about, numbers),
+        _volumetric(segment, finding, source, segmentations, about, numbers),
     ]
 
 
@@ -171,7 +175,7 @@ def _segment_groups(
         return [group]
     return [
         _planar(box, segment, source, about, None),
-        _volumetric(segment, segment, findings, source, segmentations, about, numbers),
+        _volumetric(segment, segment, source, segmentations, about, numbers),
     ]
 
 
@@ -207,15 +211,13 @@ def _planar(box: Box, tracked: Finding | Segment, source: Source, about: dict[st
 def _volumetric(
     segment: Segment,
     tracked: Finding | Segment,
-    findings: Findings,
     source: Source,
     segmentations: Sequence[Dataset],
     about: dict[str, Any],
     numbers: Any,
 ) -> Any:
     """Return the TID 1411 group that measures: the numbers of a segment of the SEG."""
-    index, number = findings.place_of(segment)
-    segmentation = segmentations[index]
+    segmentation, number = _place_of(segment, segmentations)
     reference = sr.ReferencedSegment(
         sop_class_uid=segmentation.SOPClassUID,
         sop_instance_uid=segmentation.SOPInstanceUID,
@@ -224,6 +226,16 @@ def _volumetric(
     )
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(tracked), referenced_segment=reference, measurements=numbers, **about
+    )
+
+
+def _place_of(segment: Segment, segmentations: Sequence[Dataset]) -> tuple[Dataset, int]:
+    """Return the segmentation object that has a segment, and its Segment Number there."""
+    return next(
+        (segmentation, int(item.SegmentNumber))
+        for segmentation in segmentations
+        for item in segmentation.SegmentSequence
+        if item.get("TrackingUID") == segment.tracking_uid
     )
 
 
@@ -256,33 +268,10 @@ def _infer_from_region(group: Any) -> None:
 def _library(key_frames: Sequence[int], source: Source, images: Sequence[Dataset]) -> list[Dataset]:
     """Return the images that the report draws on, one entry each: the whole series would cost 3.5 kB a slice."""
     first_frames = {source.frames[frame].instance: source.frames[frame] for frame in sorted(key_frames, reverse=True)}
-    return [_flat(images[number], first_frames[number].frame_number) for number in sorted(first_frames)]
-
-
-def _flat(image: Dataset, frame_number: int) -> Dataset:
-    """Return a header as a classic image has it, which is all that highdicom's image library reads."""
-    if "PerFrameFunctionalGroupsSequence" not in image:
-        return image
-    flat = Dataset()
-    flat.update(image)
-    frame = image.PerFrameFunctionalGroupsSequence[frame_number - 1]
-    shared = image.SharedFunctionalGroupsSequence[0]
-    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence"):
-        for groups in (shared, frame):
-            if keyword in groups:
-                flat.update(groups[keyword][0])
-    return flat
+    return [flat(images[number], first_frames[number].frame_number) for number in sorted(first_frames)]
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
-
-
-def _box_of(segment: Segment, findings: Findings) -> Box:
-    """Return the box around a segment on the frame that shows the most of it."""
-    mask = findings.labels[segment.layer] == segment.value
-    frame = int(np.argmax(mask.sum(axis=(1, 2))))
-    rows, columns = np.flatnonzero(mask[frame].any(axis=1)), np.flatnonzero(mask[frame].any(axis=0))
-    return Box(frame, float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
 def _tracking(tracked: Finding | Segment) -> Any:
@@ -326,21 +315,6 @@ def _measured(measurements: Sequence[Measurement], findings: Findings, context: 
         )
         for measurement in measurements
     ]
-
-
-def _observation_context(context: Context) -> Any:
-    return sr.ObservationContext(
-        observer_device_context=sr.ObserverContext(
-            observer_type=_DEVICE,
-            observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-                uid=context.model.device_uid,
-                name=context.ae_title,
-                manufacturer_name=MANUFACTURER,
-                model_name=MANUFACTURER_MODEL_NAME,
-                serial_number=context.model.digest[:16],
-            ),
-        )
-    )
 
 
 def _predecessor(earlier: Predecessor, image: Dataset) -> Dataset:

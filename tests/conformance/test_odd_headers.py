@@ -63,8 +63,9 @@ def test_patient_and_study_are_copied_word_for_word_even_where_wrong(tmp_path, k
         assert str(dcmread(path).get(keyword)) == IDENTITIES[keyword]
 
 
-def test_a_patient_id_that_cannot_be_read_is_never_left_out_in_silence(tmp_path):
+def test_a_patient_id_that_cannot_be_read_is_never_left_out_in_silence(tmp_path, monkeypatch):
     """Here warnings are errors, so a Patient ID that is too long is one that cannot be read."""
+    monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.WARN)
     with pytest.raises(InputRefused, match="PatientID"):
         make_case(tmp_path, edit=stating(PatientID="x" * 70))
 

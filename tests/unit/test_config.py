@@ -117,7 +117,7 @@ def test_settings_are_frozen(base):
         ('[receive]\ncalling_ae_titles = ["OK", ""]', "receive.calling_ae_titles[1]"),
         ("[receive]\nmaximum_associations = 0", "receive.maximum_associations"),
         ('[labelling]\nqualification = "RESEACH"', '(did you mean "RESEARCH"?)'),
-        ('[peer.P]\nae_title = "X"\nhost = "h"\nport = 1\nresults = ["segg"]', "peer.P.results[0]: 'segg' is not one"),
+        ('[peer.P]\nae_title = "X"\nhost = "h"\nport = 1\nresults = ["segg"]', "peer.P.results: no result kind 'segg'"),
         ('[peer."a b"]\nae_title = "X"\nhost = "h"\nport = 104', "peer.a b: 'a b' is not a name"),
         ("[[route]]\nrun = []\nsend_to = []", "route[0].run"),
         ('[[route]]\nrun = 3\nsend_to = "P"', "route[0].run: Input should be a valid tuple"),

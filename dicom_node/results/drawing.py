@@ -1,0 +1,42 @@
+"""What is said about a finding or a structure wherever it is drawn: its name, its numbers, its box."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dicom_node.findings import Box, Finding, Findings, Measurement, Segment
+
+FINDING_COLOUR = (255, 210, 0)  # sRGB
+_UNITS = {"cm3": "ml", "[hnsf'U]": "HU", "1": ""}  # as a person writes what UCUM writes otherwise
+
+
+def box_of(segment: Segment, findings: Findings) -> Box:
+    """Return the box around a segment on the frame that shows the most of it."""
+    mask = findings.labels[segment.layer] == segment.value
+    frame = int(np.argmax(mask.sum(axis=(1, 2))))
+    rows, columns = np.flatnonzero(mask[frame].any(axis=1)), np.flatnonzero(mask[frame].any(axis=0))
+    return Box(frame, float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def caption(tracked: Finding | Segment) -> str:
+    """Return a short name for an image: `AI: Nodule 1 (87 %)`."""
+    sure = f" ({tracked.confidence * 100:.0f} %)" if isinstance(tracked, Finding) else ""
+    return f"AI: {tracked.label}{sure}"
+
+
+def numbers(tracked: Finding | Segment) -> str:
+    """Return the measurements in words: `volume 1.31 ml, diameter 14.2 mm`."""
+    return ", ".join(number(measurement) for measurement in tracked.measurements)
+
+
+def number(measurement: Measurement) -> str:
+    """Return one measurement in words."""
+    unit = _UNITS.get(measurement.unit.value, measurement.unit.value)
+    return f"{measurement.name.meaning.lower()} {measurement.value:.4g} {unit}".rstrip()
+
+
+def side(tracked: Finding | Segment) -> str:
+    """Return where it is: `left lung`; "" where nothing is said, or the name says it."""
+    place = tracked.site.meaning if tracked.site else ""
+    words = " ".join(word for word in (tracked.laterality.meaning if tracked.laterality else "", place) if word).lower()
+    return "" if words in tracked.label.lower() else words

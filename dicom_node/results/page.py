@@ -1,0 +1,222 @@
+"""The page that a Secondary Capture shows: key slices with overlay and boxes beside a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from dicom_node.findings import Findings
+from dicom_node.labelling import Context
+from dicom_node.results.contours import contours
+from dicom_node.results.drawing import FINDING_COLOUR, caption, numbers, side
+from dicom_node.results.rendering import Window, aspect, edges, rendered
+from dicom_node.source import Source
+
+_WIDTH, _HEIGHT = 1600, 1200  # pixels; a workstation shows it whole
+_BAR = 64
+_LEGEND = 480
+_MARGIN = 8
+_MOST_FRAMES = 6
+_OPACITY = 0.28
+_WHITE, _PALE, _BLACK, _GROUND = (255, 255, 255), (190, 190, 190), (0, 0, 0), (22, 22, 22)
+_WARNING = (255, 176, 0)
+_SUPERSAMPLED = 2  # lines are drawn at twice the size and smoothed
+
+Colour = tuple[int, int, int]
+
+
+def shown_frames(findings: Findings, source: Source) -> list[int]:
+    """Return the frames that the page shows: key frames of the surest findings, else slices through the structures."""
+    ranked = sorted(findings.findings, key=lambda finding: -finding.confidence)
+    keys = list(dict.fromkeys(finding.box.frame for finding in ranked))[:_MOST_FRAMES]
+    if keys:
+        return sorted(keys)
+    present = [
+        frame
+        for frame in range(len(source.frames))
+        if any((findings.labels[segment.layer][frame] == segment.value).any() for segment in findings.segments)
+    ] or list(range(len(source.frames)))
+    wanted = min(len(present), _MOST_FRAMES if findings.segments else 3)
+    places = np.linspace(0, len(present) - 1, wanted + 2)[1:-1] if len(present) > wanted else np.arange(len(present))
+    return [present[round(place)] for place in places]
+
+
+def page(findings: Findings, source: Source, context: Context) -> npt.NDArray[np.uint8]:
+    """Return the page in RGB, shape `(rows, columns, 3)`. No patient's identity is on it."""
+    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), _GROUND)
+    frames = shown_frames(findings, source)
+    columns, rows = _grid(len(frames), aspect_of_images=_proportion(source, frames[0]))
+    width = (_WIDTH - _LEGEND - _MARGIN) // columns
+    height = (_HEIGHT - 2 * _BAR) // rows
+    window = Window(*findings.window) if findings.window else None
+    for number, frame in enumerate(frames):
+        tile = _tile(frame, findings, source, window, (width - _MARGIN, height - _MARGIN))
+        corner = (_MARGIN + number % columns * width, _BAR + number // columns * height)
+        canvas.paste(tile, corner)
+    _write_bars(canvas, context)
+    _write_legend(canvas, findings)
+    return np.asarray(canvas)
+
+
+def _proportion(source: Source, frame: int) -> float:
+    """Return how much taller than wide an image is."""
+    header = source.header_of(frame)
+    return int(header.Rows) * aspect(header) / int(header.Columns)
+
+
+def _grid(count: int, *, aspect_of_images: float) -> tuple[int, int]:
+    """Return columns and rows that show `count` images at their largest."""
+    width, height = _WIDTH - _LEGEND - _MARGIN, _HEIGHT - 2 * _BAR
+
+    def size(columns: int) -> float:
+        return min(width / columns, height / -(-count // columns) / aspect_of_images)
+
+    columns = max(range(1, count + 1), key=size)
+    return columns, -(-count // columns)
+
+
+# -- one image ----------------------------------------------------------------------------------------------------
+
+
+def _tile(frame: int, findings: Findings, source: Source, window: Window | None, size: tuple[int, int]) -> Image.Image:
+    header = source.header_of(frame)
+    image = rendered(source, frame, window).astype(np.float32)
+    masks = [(findings.labels[segment.layer][frame] == segment.value, segment.colour) for segment in findings.segments]
+    for mask, colour in masks:
+        image[mask] = (1 - _OPACITY) * image[mask] + _OPACITY * np.array(colour, np.float32)
+    rows, columns = image.shape[:2]
+    scale = min(size[0] / columns, size[1] / (rows * aspect(header)))
+    scales = (scale * _SUPERSAMPLED, scale * aspect(header) * _SUPERSAMPLED)
+    large = Image.fromarray(image.astype(np.uint8)).resize(
+        (max(round(columns * scales[0]), 1), max(round(rows * scales[1]), 1)), Image.Resampling.BICUBIC
+    )
+    pen = ImageDraw.Draw(large)
+    for mask, colour in masks:
+        for contour in contours(mask):
+            pen.line([(x * scales[0], y * scales[1]) for x, y in contour.tolist()], fill=colour, width=3)
+    shown = [finding for finding in findings.findings if finding.box.frame == frame]
+    for finding in shown:
+        box = finding.box
+        corners = (box.left * scales[0], box.top * scales[1], box.right * scales[0], box.bottom * scales[1])
+        pen.rectangle(_around(corners, 4), outline=FINDING_COLOUR, width=4)
+    small = large.resize((large.width // _SUPERSAMPLED, large.height // _SUPERSAMPLED), Image.Resampling.LANCZOS)
+    tile = Image.new("RGB", size, _BLACK)
+    left, top = (size[0] - small.width) // 2, (size[1] - small.height) // 2
+    tile.paste(small, (left, top))
+    pen = ImageDraw.Draw(tile)
+    for finding in shown:
+        spot = (left + finding.box.left * scale, top + finding.box.top * scale * aspect(header))
+        _write_name(pen, caption(finding), spot, size)
+    _write_edges(pen, edges(header), size)
+    _write(pen, (10, size[1] - 30), _number(frame, source), _PALE, 18)
+    return tile
+
+
+def _around(corners: Sequence[float], gap: float) -> tuple[float, float, float, float]:
+    """Return a box drawn around what it bounds, not over its rim."""
+    left, top, right, bottom = corners
+    return left - gap, top - gap, right + gap, bottom + gap
+
+
+def _write_name(pen: ImageDraw.ImageDraw, text: str, spot: tuple[float, float], size: tuple[int, int]) -> None:
+    font = _font(20)
+    width = pen.textlength(text, font=font)
+    left = max(4.0, min(spot[0], size[0] - width - 4))
+    _write(pen, (left, max(4.0, spot[1] - 32)), text, FINDING_COLOUR, 20)
+
+
+def _write_edges(pen: ImageDraw.ImageDraw, letters: Sequence[str], size: tuple[int, int]) -> None:
+    left, right, top, bottom = letters
+    middle_x, middle_y = size[0] // 2, size[1] // 2
+    _write(pen, (10, middle_y - 14), left, _WHITE, 26)
+    _write(pen, (size[0] - 12 - pen.textlength(right, font=_font(26)), middle_y - 14), right, _WHITE, 26)
+    _write(pen, (middle_x, 6), top, _WHITE, 26)
+    _write(pen, (middle_x, size[1] - 38), bottom, _WHITE, 26)
+
+
+def _number(frame: int, source: Source) -> str:
+    place = source.frames[frame]
+    header = source.datasets[place.instance]
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        return f"frame {place.frame_number}"
+    return f"image {header.InstanceNumber}" if header.get("InstanceNumber") else f"slice {frame + 1}"
+
+
+# -- text ---------------------------------------------------------------------------------------------------------
+
+
+def _write_bars(canvas: Image.Image, context: Context) -> None:
+    pen = ImageDraw.Draw(canvas)
+    _write(pen, (16, 14), context.series_description(), _WHITE, 32)
+    when = f"{context.now:%Y-%m-%d %H:%M}"
+    _write(pen, (_WIDTH - 16 - pen.textlength(when, font=_font(24)), 20), when, _PALE, 24)
+    text = context.disclaimer
+    size = next((size for size in (30, 26, 22, 18) if pen.textlength(text, font=_font(size)) < _WIDTH - 480), 16)
+    _write(pen, (16, _HEIGHT - _BAR + 14), text, _WARNING, size)
+    model = f"{context.model.name} {context.model.version}  {context.model.digest[:12]}"
+    _write(pen, (_WIDTH - 16 - pen.textlength(model, font=_font(18)), _HEIGHT - 42), model, _PALE, 18)
+
+
+def _write_legend(canvas: Image.Image, findings: Findings) -> None:
+    pen = ImageDraw.Draw(canvas)
+    left, top = _WIDTH - _LEGEND + 16, _BAR + 8
+    entries = _entries(findings)
+    room = (_HEIGHT - 2 * _BAR - 60) // 34
+    lines = 0
+    for number, (colour, title, details) in enumerate(entries):
+        wrapped = [line for detail in details for line in _wrapped(pen, detail, 20, _LEGEND - 70)]
+        if lines + 1 + len(wrapped) > room:
+            _write(pen, (left, top), f"and {len(entries) - number} more: see the report", _PALE, 22)
+            return
+        if colour is not None:
+            pen.rectangle((left, top + 4, left + 22, top + 26), fill=colour)
+        for at, line in enumerate(_wrapped(pen, title, 25, _LEGEND - 70)):
+            _write(pen, (left + 36, top), line, _WHITE, 25)
+            top += 34
+            lines += at > 0
+        for line in wrapped:
+            _write(pen, (left + 36, top), line, _PALE, 20)
+            top += 28
+        top += 10
+        lines += 1 + len(wrapped)
+
+
+def _entries(findings: Findings) -> list[tuple[Colour | None, str, list[str]]]:
+    """Return the legend: what was found, what was not, what could not be judged, and the structures."""
+    entries: list[tuple[Colour | None, str, list[str]]] = []
+    for finding in sorted(findings.findings, key=lambda finding: -finding.confidence):
+        details = [f"confidence {finding.confidence * 100:.0f} %", numbers(finding), side(finding)]
+        entries.append((FINDING_COLOUR, finding.label, [detail for detail in details if detail]))
+    found = {finding.finding for finding in findings.findings}
+    entries += [(None, f"No {code.meaning.lower()} found", []) for code in findings.looked_for if code not in found]
+    entries += [(_WARNING, "Partial result", [reason]) for reason in findings.incomplete]
+    outlined = {finding.segment for finding in findings.findings}
+    for number, segment in enumerate(findings.segments):
+        if number not in outlined:
+            details = [detail for detail in (numbers(segment), side(segment)) if detail]
+            entries.append((segment.colour, segment.label, details))
+    return entries
+
+
+def _wrapped(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and pen.textlength(f"{lines[-1]} {word}", font=_font(size)) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _write(pen: ImageDraw.ImageDraw, spot: tuple[float, float], text: str, colour: Colour, size: int) -> None:
+    """Write with a dark rim, so that it can be read on any image."""
+    pen.text(spot, text, fill=colour, font=_font(size), stroke_width=2, stroke_fill=_BLACK)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
