@@ -5,16 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check fast format clean
+.PHONY: demo viewer test check fast format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [STUDY=/folder]  push a study, see the SEG and SR that come back"
+	@echo "make viewer                PACS, node and the OHIF viewer on this machine; VIEWER_ARGS=--help says more"
 	@echo "make test                  run every test; those of real peers skip where the peer is missing"
 	@echo "make check                 format, lint, types, import contracts, fast tests"
 
 demo: $(VENV)/.demo
 	$(BIN)/dicom-node demo $(STUDY)
+
+viewer: $(VENV)/.demo
+	@$(BIN)/python deploy/viewer/run.py $(VIEWER_ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from dicom_node.cli.console import (
 )
 from dicom_node.config import Peer
 from dicom_node.delivery import cstore
-from dicom_node.errors import NodeError, SettingsError
+from dicom_node.errors import SettingsError
 from dicom_node.services import RESULT_KINDS, RESULT_SOP_CLASSES
 
 app = typer.Typer(name="peers", help="Who gets results, and what they take.", no_args_is_help=True)
@@ -50,10 +51,8 @@ def probe(
     loaded = settings_from(settings)
     peer = peer_named(loaded, name)
     answers = cstore.probe(peer, ae_title=loaded.node.ae_title, timing=loaded.delivery)
-    try:
+    with contextlib.suppress(SettingsError):  # where no node has run yet, there is nothing to remember it in
         existing_ledger(loaded).peers.answered(peer.address, answers, now=time.time())
-    except SettingsError:
-        pass  # the node has not run yet: there is nothing to remember it in
     taken = {uid for (uid, _), accepted in answers.items() if accepted}
     verdicts = {kind: _verdict(kind, peer, taken) for kind in peer.results}
     if as_json:
