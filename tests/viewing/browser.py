@@ -103,9 +103,7 @@ class Viewer:
 
     def place_on_canvas(self, point: list[float]) -> tuple[float, float]:
         """Return where on the viewport's picture a point of the patient (mm) is drawn."""
-        x, y = self.ask(
-            "point => cornerstone.getRenderingEngines()[0].getViewports()[0].worldToCanvas(point)", point
-        )
+        x, y = self.ask("point => cornerstone.getRenderingEngines()[0].getViewports()[0].worldToCanvas(point)", point)
         return float(x), float(y)
 
     def segmentations(self) -> list[dict[str, Any]]:

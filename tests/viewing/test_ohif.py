@@ -7,16 +7,24 @@ from dataclasses import replace
 import highdicom as hd
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from dicom_node.config import DeliveryTable, Peer
 from dicom_node.delivery.cstore import Parcel, deliver
+from dicom_node.demo.phantom import make_thorax, write_series
 from dicom_node.forms import Form
 from dicom_node.plane import in_patient
 from dicom_node.results import encode_all
-from tests.acceptance.stand import storescu
-from tests.conformance.cases import make_case
+from tests.acceptance.stand import storescu, wait_for
+from tests.conformance.cases import SMALL, encode_case
+from tests.viewing.conftest import Stand
 
-pytestmark = [pytest.mark.peer("Orthanc"), pytest.mark.peer("chromium"), pytest.mark.peer("npm"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.peer("Orthanc"),
+    pytest.mark.peer("chromium"),
+    pytest.mark.peer("npm"),
+    pytest.mark.timeout(300),
+]
 
 _COLOURED = 25  # how far a pixel's channels must spread apart to count as coloured, of 255
 _TOLERANCE = 6  # of a colour: it goes through CIELab in 16 bits and back
@@ -24,9 +32,12 @@ _TOLERANCE = 6  # of a colour: it goes through CIELab in 16 bits and back
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """An asymmetric series with its results as bits and as a label map."""
-    folder = tmp_path_factory.mktemp("case")
-    made = make_case(folder)
+    """An asymmetric series with its results as bits and as a label map.
+
+    Its pixels are square: OHIF 3.13.2 takes the one spacing for the other where it places an SR's coordinates.
+    """
+    phantom = make_thorax(**{**SMALL, "spacing": (20.0, 7.0, 7.0)}, seed=7)
+    made = encode_case(phantom, write_series(phantom, tmp_path_factory.mktemp("case")))
     label_maps = encode_all(("seg", "sr"), made.findings, made.volume.source, made.context, (Form("LABELMAP"),))
     return replace(made, results=[*made.results, *label_maps])
 
@@ -105,7 +116,9 @@ def faults_of_pixels(after, before, labels, segments):
                 np.linalg.norm(tint[mask].mean(axis=0)) * np.linalg.norm(towards) + 1e-9
             )
             if likeness < 0.97:
-                faults.append(f"{segment.label} is tinted {tint[mask].mean(axis=0).round()}, not towards {segment.colour}")
+                faults.append(
+                    f"{segment.label} is tinted {tint[mask].mean(axis=0).round()}, not towards {segment.colour}"
+                )
     return faults
 
 
@@ -194,7 +207,9 @@ def test_boxes_are_drawn_where_the_findings_are_and_can_be_edited(shown, case, l
         assert not is_box(ours[0]["points"], corners_of(moved, case))
 
         places = [viewer.place_on_canvas(point.tolist()) for point in corners_of(finding.box, case)]
-        drawn = [is_drawn(control, picture, one, two) for one, two in zip(places, [*places[1:], places[0]], strict=True)]
+        drawn = [
+            is_drawn(control, picture, one, two) for one, two in zip(places, [*places[1:], places[0]], strict=True)
+        ]
         assert min(drawn) > 0.5
         assert "mm" in ours[0]["text"]
         assert not viewer.problems
@@ -209,3 +224,24 @@ def is_drawn(control, picture, start, end):
         before, after = (shot[y - 2 : y + 3, x - 2 : x + 3].astype(int) for shot in (control, picture))
         hits += bool((np.abs(after - before).max(axis=-1) > _COLOURED).any())
     return hits / 25
+
+
+@pytest.mark.peer("storescu")
+def test_a_study_pushed_to_the_pacs_comes_back_with_results_that_can_be_looked_at(tmp_path, look):
+    """As the user does it: one command, a study pushed by DCMTK, and a look."""
+    paths = write_series(make_thorax(seed=3), tmp_path / "study")
+    stand = Stand(tmp_path / "viewer")
+    try:
+        assert storescu(stand.dicom_port, *paths, called="ORTHANC").returncode == 0
+        wait_for("results of both models", lambda: stand.log().count("stored at ORTHANC") == 2, seconds=120)
+        study = dcmread(paths[0], stop_before_pixels=True).StudyInstanceUID
+        with look(stand.url) as viewer:
+            viewer.open(study)
+            viewer.open_result("Lungs")
+            viewer.picture("lungs")
+
+            assert {segment["label"] for segment in viewer.segmentations()} == {"Right lung", "Left lung"}
+            assert all(segment["voxels"] for segment in viewer.segmentations())
+            assert not viewer.problems
+    finally:
+        assert stand.end() == 0
