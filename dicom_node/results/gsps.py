@@ -10,6 +10,7 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
+from PIL import ImageCms
 from pydicom import Dataset
 
 from dicom_node.findings import Box, Finding, Segment
@@ -73,7 +74,9 @@ def _state(number: int, transform: Transform, frames: Sequence[int], layers: dic
         "instance_number": number,
     }
     if is_colour(first):
-        state: Dataset = hd.pr.ColorSoftcopyPresentationState(**arguments)
+        # what the images' colours mean where they do not say it themselves (PS3.3 C.11.15)
+        profile = first.get("ICCProfile") or _srgb()
+        state: Dataset = hd.pr.ColorSoftcopyPresentationState(**arguments, icc_profile=profile)
     else:
         window = window_of(work.source, frames[len(frames) // 2])
         inverse = first.get("PhotometricInterpretation") == "MONOCHROME1"
@@ -87,6 +90,12 @@ def _state(number: int, transform: Transform, frames: Sequence[int], layers: dic
         )
     _mend_displayed_area(state, first)
     return complete(state, headers, context, series_offset=_SERIES_OFFSET)
+
+
+def _srgb() -> bytes:
+    """Return sRGB as the profile of a colour space: a monitor's, which it comes as, is not allowed (C.11.15.1.1)."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:12] + b"spac" + profile[16:]
 
 
 def _modality_lut(transform: Transform, header: Dataset) -> Any:

@@ -57,6 +57,7 @@ _NOT_OF_THE_IOD = {
     "PR": ("ContentDate", "ContentTime"),  # it has a Presentation Creation Date
     "RTSTRUCT": ("ContentDate", "ContentTime", "ContentQualification", "BodyPartExamined"),
 }
+_HAVE_LATERALITY = frozenset({"PR", "OT"})
 _REFERENCES = ("ReferencedStudySequence", "ReferencedPatientSequence", "ReferencedPerformedProcedureStepSequence")
 _LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 _FRAMES = Tag("PerFrameFunctionalGroupsSequence")
@@ -103,6 +104,7 @@ def algorithm_parameters(context: Context, parameters: dict[str, str]) -> dict[s
 
 def complete(dataset: Dataset, headers: Headers, context: Context, *, series_offset: int) -> Dataset:
     """Fill in what highdicom leaves out; the same for every kind. Returns `dataset`."""
+    dataset.SpecificCharacterSet = "ISO_IR 192"
     _identify(dataset, headers.stated)
     if dataset.Modality not in _DOCUMENTS:
         _say_body_part(dataset, headers.stated)
@@ -156,6 +158,8 @@ def _say_body_part(dataset: Dataset, stated: Dataset) -> None:
     body_part = str(stated.get("BodyPartExamined") or "").strip().upper()
     if _CODE_STRING.fullmatch(body_part):
         dataset.BodyPartExamined = body_part
+    elif dataset.Modality in _HAVE_LATERALITY:
+        dataset.Laterality = None  # type 2C: the body part may be one of a pair
 
 
 def _local_time(now: datetime, dataset: Dataset) -> datetime:
