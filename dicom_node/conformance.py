@@ -8,17 +8,19 @@ from pydicom.uid import UID
 
 from dicom_node import __version__
 from dicom_node.config import Settings
+from dicom_node.created import created_objects
 from dicom_node.intake import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.services import (
     A_ASSOCIATE_RJ,
+    RESULT_KINDS,
     RESULT_SOP_CLASSES,
-    RESULT_TRANSFER_SYNTAXES,
     STORAGE_SOP_CLASSES,
     STORE_ANSWERS,
     TRANSFER_SYNTAXES,
     VERDICTS,
     VERIFICATION,
     Use,
+    transfer_syntaxes,
 )
 
 _USES = {
@@ -101,9 +103,31 @@ def _lines() -> Iterator[str]:
     yield from ("", "Each in every one of these transfer syntaxes; the sender's order of preference decides.", "")
     yield from _table(("transfer syntax", "UID"), [(UID(uid).name, uid) for uid in TRANSFER_SYNTAXES])
     yield from ("", "## N.6 Presentation contexts proposed", "")
-    yield from _table(("SOP Class", "UID"), [(f"{name} Storage", uid) for uid, name in RESULT_SOP_CLASSES.items()])
-    yield from ("", "Each with one presentation context for each of:", "")
-    yield from _table(("transfer syntax", "UID"), [(UID(uid).name, uid) for uid in RESULT_TRANSFER_SYNTAXES])
+    yield from ("One context for each SOP Class and transfer syntax, so that the peer's choice leaves no doubt.", "")
+    yield from _table(
+        ("SOP Class", "UID", "transfer syntaxes"),
+        [
+            (f"{name} Storage", uid, ", ".join(UID(syntax).name for syntax in transfer_syntaxes(uid)))
+            for uid, name in RESULT_SOP_CLASSES.items()
+        ],
+    )
+    yield from (
+        "",
+        "What a peer gets is `results` in its table of node.toml. A kind that it does not take is replaced:",
+        "",
+    )
+    yield from _table(
+        ("kind", "objects", "what shows it", "replaced by, the first that is on the list and taken"),
+        [
+            (
+                f"`{kind.name}`",
+                ", ".join(RESULT_SOP_CLASSES[uid] for uid in kind.sop_class_uids),
+                kind.what,
+                ", ".join(f"`{other}`" for other in kind.instead),
+            )
+            for kind in RESULT_KINDS
+        ],
+    )
     yield from ("", "## N.7.3.2.5 Storage: statuses", "", "### Answered as SCP", "")
     yield from _table(
         ("status", "name", "when"),
@@ -131,7 +155,8 @@ def _lines() -> Iterator[str]:
         "Results are written in ISO_IR 192; received objects are kept as they are.",
         "",
     )
-    yield from ("## N.11 Security", "", "No secure transport profile yet: use it inside a trusted network.")
+    yield from ("## N.11 Security", "", "No secure transport profile yet: use it inside a trusted network.", "")
+    yield from created_objects()
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
