@@ -89,8 +89,9 @@ def history(
     console.print(table("Events", ["at", "event", "job #", "details"], [_event_row(row) for row in events]))
     if results:
         console.print()
-        columns = ["job #", "kind", "model", "revision #", "SOP Instance UID", "file"]
-        rows = [[r["job_id"], r["kind"], r["model"], r["revision"], r["sop_instance_uid"], r["path"]] for r in results]
+        columns = ["job #", "kind", "form", "model", "revision #", "SOP Instance UID", "file"]
+        keys = ["job_id", "kind", "form", "model", "revision", "sop_instance_uid", "path"]
+        rows = [[row[key] or "" for key in keys] for row in results]
         console.print(table("Results", columns, rows))
 
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from rich.table import Table
 
+from dicom_node.results.drawing import written
+
 _IMAGING_MEASUREMENTS = "126010"
 _MEASUREMENT_GROUP = "125007"
 _TRACKING_IDENTIFIER = "112039"
@@ -120,7 +122,7 @@ def _table(title: str, *columns: str) -> Table:
 def _number(group: Group, word: str) -> str:
     for name, (value, unit) in group.numbers.items():
         if word.lower() in name.lower():
-            return f"{value:.4g} {unit}"
+            return f"{written(value)} {unit}"
     return ""
 
 

@@ -21,6 +21,7 @@ from dicom_node.demo.phantom import make_thorax, write_series
 from dicom_node.demo.picture import draw
 from dicom_node.demo.reading import Report, read_report, tables
 from dicom_node.errors import NodeError, SettingsError
+from dicom_node.forms import Form
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.history import Row
 from dicom_node.lifecycle import State
@@ -109,7 +110,8 @@ def missing(jobs: Sequence[Row], results: Sequence[Row], kept: Collection[str]) 
     ]
     models = {job["model"] for job in jobs}
     silent = models - {result["model"] for result in results}
-    lost = [result for result in results if result["sop_instance_uid"] not in kept]
+    due = [result for result in results if result["form"] in (None, Form().key)]  # other forms are for other peers
+    lost = [result for result in due if result["sop_instance_uid"] not in kept]
     return [
         *failed,
         *(f"{model} has no result" for model in sorted(silent)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dicom_node.findings import Box, Finding, Findings, Measurement, Segment
@@ -32,7 +34,16 @@ def numbers(tracked: Finding | Segment) -> str:
 def number(measurement: Measurement) -> str:
     """Return one measurement in words."""
     unit = _UNITS.get(measurement.unit.value, measurement.unit.value)
-    return f"{measurement.name.meaning.lower()} {measurement.value:.4g} {unit}".rstrip()
+    return f"{measurement.name.meaning.lower()} {written(measurement.value)} {unit}".rstrip()
+
+
+def written(value: float) -> str:
+    """Return a number as a person writes it: three digits that count, all those before the point, no exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(2 - math.floor(math.log10(abs(value))), 0)
+    text = f"{value:.{min(decimals, 6)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def side(tracked: Finding | Segment) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from dicom_node.findings import Findings
+from dicom_node.findings import Finding, Findings
 from dicom_node.labelling import Context
 from dicom_node.results.contours import contours
 from dicom_node.results.drawing import FINDING_COLOUR, caption, numbers, side
@@ -24,6 +25,8 @@ _MOST_FRAMES = 6
 _OPACITY = 0.28
 _WHITE, _PALE, _BLACK, _GROUND = (255, 255, 255), (190, 190, 190), (0, 0, 0), (22, 22, 22)
 _WARNING = (255, 176, 0)
+_CLOSEUP = 320  # pixels of the page
+_CLOSEUP_SHOWS = 5.0  # times the box's longer side
 _SUPERSAMPLED = 2  # lines are drawn at twice the size and smoothed
 
 Colour = tuple[int, int, int]
@@ -58,7 +61,7 @@ def page(findings: Findings, source: Source, context: Context) -> npt.NDArray[np
         corner = (_MARGIN + number % columns * width, _BAR + number // columns * height)
         canvas.paste(tile, corner)
     _write_bars(canvas, context)
-    _write_legend(canvas, findings)
+    _write_legend(canvas, findings, lambda finding: _closeup(finding, source, window))
     return np.asarray(canvas)
 
 
@@ -116,6 +119,19 @@ def _tile(frame: int, findings: Findings, source: Source, window: Window | None,
     return tile
 
 
+def _closeup(finding: Finding, source: Source, window: Window | None) -> Image.Image:
+    """Return what the box is about, magnified and without anything drawn on it."""
+    box, tall = finding.box, aspect(source.header_of(finding.box.frame))
+    image = Image.fromarray(rendered(source, box.frame, window))
+    side = max(box.right - box.left, (box.bottom - box.top) * tall, 8.0) * _CLOSEUP_SHOWS
+    width, height = min(side, image.width), min(side / tall, image.height)
+    left = min(max((box.left + box.right - width) / 2, 0), image.width - width)
+    top = min(max((box.top + box.bottom - height) / 2, 0), image.height - height)
+    scale = _CLOSEUP / max(width, height * tall)
+    size = max(round(width * scale), 1), max(round(height * tall * scale), 1)
+    return image.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height)).convert("RGB")
+
+
 def _around(corners: Sequence[float], gap: float) -> tuple[float, float, float, float]:
     """Return a box drawn around what it bounds, not over its rim."""
     left, top, right, bottom = corners
@@ -161,45 +177,62 @@ def _write_bars(canvas: Image.Image, context: Context) -> None:
     _write(pen, (_WIDTH - 16 - pen.textlength(model, font=_font(18)), _HEIGHT - 42), model, _PALE, 18)
 
 
-def _write_legend(canvas: Image.Image, findings: Findings) -> None:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry of the legend: a coloured square, a title, smaller lines below it."""
+
+    colour: Colour | None
+    title: str
+    details: Sequence[str] = ()
+    finding: Finding | None = None
+
+
+def _write_legend(canvas: Image.Image, findings: Findings, closeup: Callable[[Finding], Image.Image]) -> None:
+    """Write entry below entry; findings get a close-up where there is room for those of all."""
     pen = ImageDraw.Draw(canvas)
-    left, top = _WIDTH - _LEGEND + 16, _BAR + 8
-    entries = _entries(findings)
-    room = (_HEIGHT - 2 * _BAR - 60) // 34
-    lines = 0
-    for number, (colour, title, details) in enumerate(entries):
-        wrapped = [line for detail in details for line in _wrapped(pen, detail, 20, _LEGEND - 70)]
-        if lines + 1 + len(wrapped) > room:
-            _write(pen, (left, top), f"and {len(entries) - number} more: see the report", _PALE, 22)
+    left, top, bottom = _WIDTH - _LEGEND + 16, _BAR + 8, _HEIGHT - _BAR
+    blocks = [
+        (entry, _wrapped(pen, entry.title, 25, _LEGEND - 70), [*_lines(pen, entry.details)])
+        for entry in _entries(findings)
+    ]
+    heights = [34 * len(title) + 28 * len(lines) + 10 for _, title, lines in blocks]
+    pictures = sum(heights) + len(findings.findings) * (_CLOSEUP + 10) < bottom - top
+    for number, ((entry, title, lines), height) in enumerate(zip(blocks, heights, strict=True)):
+        if top + height > bottom - 34 * (number + 1 < len(blocks)):
+            _write(pen, (left, top), f"and {len(blocks) - number} more: see the report", _PALE, 22)
             return
-        if colour is not None:
-            pen.rectangle((left, top + 4, left + 22, top + 26), fill=colour)
-        for at, line in enumerate(_wrapped(pen, title, 25, _LEGEND - 70)):
-            _write(pen, (left + 36, top), line, _WHITE, 25)
-            top += 34
-            lines += at > 0
-        for line in wrapped:
-            _write(pen, (left + 36, top), line, _PALE, 20)
-            top += 28
+        if entry.colour is not None:
+            pen.rectangle((left, top + 4, left + 22, top + 26), fill=entry.colour)
+        for words, colour, size, step in [(title, _WHITE, 25, 34), (lines, _PALE, 20, 28)]:
+            for line in words:
+                _write(pen, (left + 36, top), line, colour, size)
+                top += step
         top += 10
-        lines += 1 + len(wrapped)
+        if entry.finding is not None and pictures:
+            canvas.paste(closeup(entry.finding), (left + 36, top))
+            top += _CLOSEUP + 10
 
 
-def _entries(findings: Findings) -> list[tuple[Colour | None, str, list[str]]]:
+def _entries(findings: Findings) -> list[_Entry]:
     """Return the legend: what was found, what was not, what could not be judged, and the structures."""
-    entries: list[tuple[Colour | None, str, list[str]]] = []
+    entries = []
     for finding in sorted(findings.findings, key=lambda finding: -finding.confidence):
         details = [f"confidence {finding.confidence * 100:.0f} %", numbers(finding), side(finding)]
-        entries.append((FINDING_COLOUR, finding.label, [detail for detail in details if detail]))
+        entries.append(_Entry(FINDING_COLOUR, finding.label, [detail for detail in details if detail], finding))
     found = {finding.finding for finding in findings.findings}
-    entries += [(None, f"No {code.meaning.lower()} found", []) for code in findings.looked_for if code not in found]
-    entries += [(_WARNING, "Partial result", [reason]) for reason in findings.incomplete]
+    entries += [_Entry(None, f"No {code.meaning.lower()} found") for code in findings.looked_for if code not in found]
+    entries += [_Entry(_WARNING, "Partial result", [reason]) for reason in findings.incomplete]
     outlined = {finding.segment for finding in findings.findings}
     for number, segment in enumerate(findings.segments):
         if number not in outlined:
             details = [detail for detail in (numbers(segment), side(segment)) if detail]
-            entries.append((segment.colour, segment.label, details))
+            entries.append(_Entry(segment.colour, segment.label, details))
     return entries
+
+
+def _lines(pen: ImageDraw.ImageDraw, details: Sequence[str]) -> Iterator[str]:
+    for detail in details:
+        yield from _wrapped(pen, detail, 20, _LEGEND - 70)
 
 
 def _wrapped(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:

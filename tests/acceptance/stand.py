@@ -47,6 +47,7 @@ connect_timeout = 3.0
 ae_title = "ORTHANC"
 host = "127.0.0.1"
 port = {pacs_port}
+{peer}
 [[route]]
 name = "chest"
 when = {{ Modality = "CT" }}
@@ -86,6 +87,7 @@ class NodeProcess:
         quiet: float = 3.0,
         lease: float = 5.0,
         node: str = "",
+        peer: str = "",
     ) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
@@ -100,6 +102,7 @@ class NodeProcess:
                 quiet=quiet,
                 lease=lease,
                 node=node,
+                peer=peer,
             )
         )
         self.process: subprocess.Popen[bytes] | None = None
@@ -189,7 +192,9 @@ class NodeProcess:
 class OrthancProcess:
     """Debian's Orthanc as the destination."""
 
-    def __init__(self, executable: str, folder: Path, *, dicom_port: int, http_port: int) -> None:
+    def __init__(
+        self, executable: str, folder: Path, *, dicom_port: int, http_port: int, takes_unknown: bool = True
+    ) -> None:
         folder.mkdir(parents=True)
         self.folder, self.dicom_port, self.http_port = folder, dicom_port, http_port
         self._executable = executable
@@ -202,7 +207,7 @@ class OrthancProcess:
                     "DicomPort": dicom_port,
                     "HttpPort": http_port,
                     "DicomAlwaysAllowStore": True,
-                    "UnknownSopClassAccepted": True,
+                    "UnknownSopClassAccepted": takes_unknown,
                     "DicomCheckCalledAet": False,
                     "StorageCompression": False,
                     "RemoteAccessAllowed": False,

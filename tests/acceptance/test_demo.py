@@ -53,7 +53,7 @@ def test_the_demo_empties_no_folder_that_is_not_its_own(tmp_path):
 def test_a_model_without_a_result_and_a_result_that_was_lost_are_missed():
     done = {"job_id": 1, "kind": "infer", "model": "ct_lung", "state": "done", "reason": None}
     broken = {**done, "job_id": 2, "model": "ct_lung_nodule", "state": "failed", "reason": "defect"}
-    result = {"model": "ct_lung", "kind": "seg", "sop_instance_uid": "1.2.3"}
+    result = {"model": "ct_lung", "kind": "seg", "form": "", "sop_instance_uid": "1.2.3"}
 
     assert missing([done], [result], {"1.2.3"}) == []
     assert missing([done], [result], set()) == ["a seg of ct_lung did not come back"]
@@ -61,4 +61,5 @@ def test_a_model_without_a_result_and_a_result_that_was_lost_are_missed():
         "job 2 (infer ct_lung_nodule) is failed: defect",
         "ct_lung_nodule has no result",
     ]
+    assert missing([done], [result, {**result, "form": "NONE", "sop_instance_uid": "1.2.4"}], {"1.2.3"}) == []
     assert missing([], [], set()) == ["no model ran"]

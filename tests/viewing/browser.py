@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,6 @@ ARGUMENTS = [
 ]
 _THUMBNAIL = "[data-cy=study-browser-thumbnail-no-image]"
 _VIEWPORT = "[data-cy=viewport-pane] canvas, .cornerstone-canvas"
-_HARMLESS = ("Unable to generate tool state",)  # one for each TID 1411 group, which has no coordinates of its own
 
 
 class Viewer:
@@ -31,13 +32,22 @@ class Viewer:
         self.page, self.url, self.pictures = page, url, pictures
         self.problems: list[str] = []
         self.requests_elsewhere: list[str] = []
+        self.warnings: Counter[str] = Counter()
         page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         page.on("response", self._look_at)
+        page.on("console", self._listen)
         page.route("**/*", self._stay_here)
 
     def _look_at(self, response: Any) -> None:
         if response.status >= 400:
             self.problems.append(f"HTTP {response.status}: {urlsplit(response.url).path}")
+
+    def _listen(self, message: Any) -> None:
+        """Errors on the console are problems; warnings are counted by their beginning."""
+        if message.type == "warning":
+            self.warnings[message.text.partition(":")[0]] += 1
+        elif message.type == "error":
+            self.problems.append(f"console: {message.text[:200]}")
 
     def _stay_here(self, route: Any) -> None:
         if urlsplit(route.request.url).netloc == urlsplit(self.url).netloc or route.request.url.startswith(
@@ -140,6 +150,18 @@ class Viewer:
                     p => Array.from(p)),
             }))"""
         )
+
+    def measurement_panel(self, picture: str) -> dict[int, tuple[str, str]]:
+        """Open the measurement panel; return its rows: number of the image -> what is there, its details."""
+        self.page.locator("[data-cy=trackedMeasurements-btn]").first.click()
+        self.page.wait_for_timeout(2500)
+        self.picture(picture)
+        rows: dict[int, tuple[str, str]] = {}
+        for row in self.page.locator("[data-cy^=measurement-table-row]").all():
+            title = row.locator("[data-cy=data-row-title]").inner_text().strip()
+            details = row.locator("[data-cy=data-row-details]").inner_text()
+            rows[int(re.search(r"I: (\d+)", details)[1])] = title, details
+        return rows
 
     def measurements(self) -> list[dict[str, Any]]:
         """Return what the measurement service holds: hydrated findings."""

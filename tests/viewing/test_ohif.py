@@ -12,9 +12,11 @@ from pydicom import dcmread
 from dicom_node.config import DeliveryTable, Peer
 from dicom_node.delivery.cstore import Parcel, deliver
 from dicom_node.demo.phantom import make_thorax, write_series
+from dicom_node.findings import Finding
 from dicom_node.forms import Form
 from dicom_node.plane import in_patient
 from dicom_node.results import encode_all
+from dicom_node.results.drawing import box_of
 from tests.acceptance.stand import storescu, wait_for
 from tests.conformance.cases import SMALL, encode_case
 from tests.viewing.conftest import Stand
@@ -212,8 +214,26 @@ def test_boxes_are_drawn_where_the_findings_are_and_can_be_edited(shown, case, l
         ]
         assert min(drawn) > 0.5
         assert "mm" in ours[0]["text"]
+
+        listed = viewer.measurement_panel("panel")
+        assert {number: title for number, (title, _) in listed.items()} == expected_rows(case)
+        assert len(listed) == len(tracked)
+        key_image = int(case.volume.source.dataset_of(finding.box.frame).InstanceNumber)
+        assert "mm²" in listed[key_image][1], "statistics come once an image has been looked at"
+        assert viewer.warnings["Unable to generate tool state"] <= len(tracked), "one for each group of a segment"
         assert not viewer.problems
         assert not viewer.requests_elsewhere
+
+
+def expected_rows(case):
+    """The measurement panel's rows: the number of the image, and what is there."""
+    rows = {}
+    for tracked in (*case.findings.segments, *case.findings.findings):
+        box = tracked.box if isinstance(tracked, Finding) else box_of(tracked, case.findings)
+        rows[int(case.volume.source.dataset_of(box.frame).InstanceNumber)] = (
+            tracked.finding if isinstance(tracked, Finding) else tracked.type
+        ).meaning
+    return rows
 
 
 def is_drawn(control, picture, start, end):
