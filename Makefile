@@ -28,6 +28,7 @@ check: $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/viewer/compose.yaml
 	$(BIN)/python -m pytest -q tests/unit tests/property
 
 format: $(VENV)/.check

@@ -111,9 +111,9 @@ def test_a_probe_says_what_a_real_archive_takes(node, old_orthanc):
     accepted = {entry["sop_class_uid"] for entry in answer["accepted"] if entry["accepted"]}
     assert {SEGMENTATION, COMPREHENSIVE_3D_SR, SECONDARY_CAPTURE} <= accepted
     assert LABEL_MAP_SEGMENTATION not in accepted
-    assert answer["results"] == {"seg": "Segmentation Storage instead", "sr": "taken"}
+    assert answer["results"] == {"seg": "Segmentation instead", "sr": "taken"}
     assert probed.returncode == shown.returncode == 1
-    assert "Segmentation Storage instead" in shown.stdout
+    assert "Segmentation instead" in shown.stdout
 
 
 def test_a_peer_that_shows_only_pictures_gets_the_picture(node, archive, tmp_path):

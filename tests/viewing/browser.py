@@ -69,7 +69,7 @@ class Viewer:
         )
         self.page.wait_for_timeout(2500)
 
-    def open_result(self, text: str) -> None:
+    def open_result(self, text: str | re.Pattern[str]) -> None:
         """Double-click a result in the study browser, by words of its description, and wait until it is shown."""
         entry = self.page.locator(_THUMBNAIL).filter(has_text=text).first
         entry.wait_for(timeout=30_000)

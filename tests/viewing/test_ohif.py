@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import highdicom as hd
@@ -246,6 +247,17 @@ def is_drawn(control, picture, start, end):
     return hits / 25
 
 
+def number_of_findings(folder):
+    """How many boxes the report of the nodule model has, as highdicom reads it."""
+    kept = [path for path in (folder / "node" / "results").rglob("*.dcm")]
+    reports = [
+        path for path in kept if "nodules" in (header := dcmread(path)).SeriesDescription and header.Modality == "SR"
+    ]
+    counts = {len(hd.sr.srread(path).content.get_planar_roi_measurement_groups()) for path in reports}
+    assert len(counts) == 1
+    return counts.pop()
+
+
 @pytest.mark.peer("storescu")
 def test_a_study_pushed_to_the_pacs_comes_back_with_results_that_can_be_looked_at(tmp_path, look):
     """As the user does it: one command, a study pushed by DCMTK, and a look."""
@@ -262,6 +274,13 @@ def test_a_study_pushed_to_the_pacs_comes_back_with_results_that_can_be_looked_a
 
             assert {segment["label"] for segment in viewer.segmentations()} == {"Right lung", "Left lung"}
             assert all(segment["voxels"] for segment in viewer.segmentations())
+
+            viewer.open_result(re.compile(r"SR\s*AI Lung nodules"))
+            viewer.press("Yes")
+            viewer.open_result(re.compile(r"SEG\s*AI Lung nodules"))
+            viewer.measurement_panel("nodules")
+
+            assert len(viewer.measurements()) == number_of_findings(tmp_path / "viewer") >= 3
             assert not viewer.problems
     finally:
         assert stand.end() == 0
