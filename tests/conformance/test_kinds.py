@@ -15,6 +15,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicom_node.demo.phantom import make_thorax, write_series
 from dicom_node.errors import ResultRefused
 from dicom_node.findings import Box, Code, Findings, Map
 from dicom_node.forms import UNSEGMENTED, Form
@@ -25,7 +26,8 @@ from dicom_node.results import ORDER, encode_all
 from dicom_node.results.contours import contours
 from dicom_node.results.page import page
 from dicom_node.selfcheck import require_sound
-from tests.conformance.cases import GEOMETRIES, context, encode_case, encoded, enhanced_from, make_case
+from tests.conformance.cases import GEOMETRIES, SMALL, context, encode_case, encoded, enhanced_from, make_case
+from tests.conftest import ROOT
 
 FORMS = (Form(), Form("LABELMAP"), UNSEGMENTED, Form("BINARY", 3))
 _KNOWN = (
@@ -430,3 +432,17 @@ def is_dicom(path):
         return bool(dcmread(path, stop_before_pixels=True).SOPInstanceUID)
     except Exception:
         return False
+
+
+def test_the_example_of_the_architecture_runs(tmp_path, monkeypatch):
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.DOTALL)
+    (tmp_path / "study").mkdir()
+    write_series(make_thorax(**SMALL), tmp_path / "study")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+
+    exec(example, names)
+
+    made = sorted(tmp_path.glob("*.dcm"))
+    assert [path.stem.split("-")[1] for path in made] == ["seg", "sr", "gsps", "sc"]
+    require_sound([path.read_bytes() for path in made], names["source"])

@@ -164,3 +164,17 @@ def test_a_database_that_is_away_is_unavailable_and_comes_back(ledger, ledger_ur
     assert ledger.history.counts()["instances"] == 2
     assert instance().header.modality == "CT"
     assert complete(ledger, orders=[(ORDER, DIGEST)])
+
+
+def test_what_a_peer_takes_is_remembered_for_a_day_and_corrected_by_the_next_answer(either_url):
+    ledger = Ledger(either_url, migrate=True)
+    plain, implicit = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+    ledger.peers.answered("PACS@a:1", {("1.2", plain): False, ("1.2", implicit): True, ("1.3", plain): False}, now=0.0)
+
+    assert ledger.peers.takes("PACS@a:1", now=3600.0) == {"1.2": True, "1.3": False}
+    assert ledger.peers.takes("PACS@b:1", now=3600.0) == {}
+    assert ledger.peers.takes("PACS@a:1", now=90_000.0) == {}, "a PACS may have been upgraded"
+
+    ledger.peers.answered("PACS@a:1", {("1.3", plain): True}, now=7200.0)
+    assert ledger.peers.takes("PACS@a:1", now=7300.0)["1.3"] is True
+    ledger.close()

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from dicom_node.config import Settings, load, parse
 from dicom_node.errors import SettingsError
+from dicom_node.forms import Wish
 from dicom_node.services import Admission
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "node.example.toml"
@@ -70,6 +71,14 @@ def test_no_file_at_all_is_a_node_with_defaults(monkeypatch, tmp_path):
     assert settings.ledger_url == f"sqlite:///{tmp_path}/dicom-node-data/ledger.sqlite3"
 
 
+def test_what_a_peer_gets_is_its_wish(base):
+    peer = read(PEER + 'results = ["sc", "seg"]\nsegmentation_type = "LABELMAP"\nsplit_segmentations_above = 400', base)
+    plain = read(PEER, base)
+
+    assert peer.peer["PACS"].wish == Wish(("sc", "seg"), "LABELMAP", 400)
+    assert plain.peer["PACS"].wish == Wish(("seg", "sr"))
+
+
 def test_a_route_reads_like_its_sentence(base):
     settings = read(PEER + ROUTE, base)
 
@@ -118,6 +127,8 @@ def test_settings_are_frozen(base):
         ("[receive]\nmaximum_associations = 0", "receive.maximum_associations"),
         ('[labelling]\nqualification = "RESEACH"', '(did you mean "RESEARCH"?)'),
         ('[peer.P]\nae_title = "X"\nhost = "h"\nport = 1\nresults = ["segg"]', "peer.P.results: no result kind 'segg'"),
+        (PEER + 'segmentation_type = "LABEL"', "peer.PACS.segmentation_type: 'LABEL' is not one of the words"),
+        (PEER + "split_segmentations_above = -1", "peer.PACS.split_segmentations_above"),
         ('[peer."a b"]\nae_title = "X"\nhost = "h"\nport = 104', "peer.a b: 'a b' is not a name"),
         ("[[route]]\nrun = []\nsend_to = []", "route[0].run"),
         ('[[route]]\nrun = 3\nsend_to = "P"', "route[0].run: Input should be a valid tuple"),
