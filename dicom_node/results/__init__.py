@@ -1,4 +1,4 @@
-"""One file for each result kind, every one with encode(findings, source, headers, context, form, made)."""
+"""One file for each result kind, every one with encode(work)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,11 @@ import pytest
 from highdicom.sr import srread
 from pydicom import dcmread
 
-from tests.conformance.cases import encode_case
+from dicom_node.forms import Form
+from dicom_node.results import ORDER, encode_all
+from dicom_node.selfcheck import require_sound
+from tests.conformance.cases import encode_case, encoded
+from tests.conformance.test_kinds import KNOWN, with_map
 from tests.conformance.test_results import complaints
 
 SERIES = ["chest_ct_lung_dx_a0001", "head_ct_ge_tilted", "head_mr_t1_sagittal", "enhanced_mr_t1"]
@@ -48,6 +52,25 @@ def test_dcentvfy_finds_no_error_that_the_source_has_not(real, tool):
     before = errors(tool("dcentvfy"), case.paths)
 
     assert errors(tool("dcentvfy"), [*case.paths, *written]) - before == Counter()
+
+
+@pytest.mark.peer("dciodvfy")
+def test_every_other_kind_is_valid_and_sound_as_well(real, tool, tmp_path):
+    case, _ = real
+    source = case.volume.source
+    findings = with_map(case.findings, source)
+    inherited = set(complaints(tool("dciodvfy"), case.paths[0]))
+    forms = (Form("LABELMAP"), Form("BINARY", 3))
+
+    results = encode_all(ORDER, findings, source, case.context, forms)
+
+    for form in forms:
+        require_sound([encoded(one.dataset) for one in results if one.form in (None, form.key)], source)
+    for number, result in enumerate(results):
+        path = tmp_path / f"{number}-{result.kind}.dcm"
+        result.dataset.save_as(path, enforce_file_format=True)
+        found = set(complaints(tool("dciodvfy"), path)) - inherited
+        assert not [line for line in found if not any(known in line for known in KNOWN)], path.name
 
 
 def errors(tool, paths):
