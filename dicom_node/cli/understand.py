@@ -16,6 +16,7 @@ from dicom_node.conformance import statement
 from dicom_node.delivery.cstore import echo
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
+from dicom_node.results.typeface import undrawable
 from dicom_node.routing import Attributes, Route, mismatches
 
 
@@ -83,6 +84,7 @@ def _tests(settings: Settings) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "settings", lambda: settings
     for name in settings.catalogue():
         yield f"model {name}", lambda: None  # its manifest was read with the catalogue
+    yield "labelling", lambda: _require_fonts(settings)
     yield "storage", lambda: _require_storage(settings)
     yield "ledger", lambda: Ledger(settings.ledger_url, migrate=True).close()
     for name, peer in settings.peer.items():
@@ -100,6 +102,15 @@ def _outcome(test: Callable[[], object]) -> str | None:
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+def _require_fonts(settings: Settings) -> None:
+    missing = undrawable(settings.labelling.disclaimer)
+    if missing:
+        raise NodeError(
+            f"labelling.disclaimer: no font here has {missing} for the summary picture: "
+            "apt-get install fonts-noto-core fonts-noto-cjk"
+        )
 
 
 def _require_storage(settings: Settings) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dicom_node.findings import Finding, Findings
 from dicom_node.labelling import Context
 from dicom_node.results.contours import contours
 from dicom_node.results.drawing import FINDING_COLOUR, caption, numbers, side
 from dicom_node.results.rendering import Window, aspect, edges, rendered
+from dicom_node.results.typeface import font
 from dicom_node.source import Source
 
 _WIDTH, _HEIGHT = 1600, 1200  # pixels; a workstation shows it whole
@@ -139,8 +139,7 @@ def _around(corners: Sequence[float], gap: float) -> tuple[float, float, float, 
 
 
 def _write_name(pen: ImageDraw.ImageDraw, text: str, spot: tuple[float, float], size: tuple[int, int]) -> None:
-    font = _font(20)
-    width = pen.textlength(text, font=font)
+    width = _length(pen, text, 20)
     left = max(4.0, min(spot[0], size[0] - width - 4))
     _write(pen, (left, max(4.0, spot[1] - 32)), text, FINDING_COLOUR, 20)
 
@@ -149,7 +148,7 @@ def _write_edges(pen: ImageDraw.ImageDraw, letters: Sequence[str], size: tuple[i
     left, right, top, bottom = letters
     middle_x, middle_y = size[0] // 2, size[1] // 2
     _write(pen, (10, middle_y - 14), left, _WHITE, 26)
-    _write(pen, (size[0] - 12 - pen.textlength(right, font=_font(26)), middle_y - 14), right, _WHITE, 26)
+    _write(pen, (size[0] - 12 - _length(pen, right, 26), middle_y - 14), right, _WHITE, 26)
     _write(pen, (middle_x, 6), top, _WHITE, 26)
     _write(pen, (middle_x, size[1] - 38), bottom, _WHITE, 26)
 
@@ -169,12 +168,10 @@ def _write_bars(canvas: Image.Image, context: Context) -> None:
     pen = ImageDraw.Draw(canvas)
     _write(pen, (16, 14), context.series_description(), _WHITE, 32)
     when = f"{context.now:%Y-%m-%d %H:%M}"
-    _write(pen, (_WIDTH - 16 - pen.textlength(when, font=_font(24)), 20), when, _PALE, 24)
-    text = context.disclaimer
-    size = next((size for size in (30, 26, 22, 18) if pen.textlength(text, font=_font(size)) < _WIDTH - 480), 16)
-    _write(pen, (16, _HEIGHT - _BAR + 14), text, _WARNING, size)
+    _write(pen, (_WIDTH - 16 - _length(pen, when, 24), 20), when, _PALE, 24)
+    _write_disclaimer(pen, context.disclaimer, _WIDTH - 480)
     model = f"{context.model.name} {context.model.version}  {context.model.digest[:12]}"
-    _write(pen, (_WIDTH - 16 - pen.textlength(model, font=_font(18)), _HEIGHT - 42), model, _PALE, 18)
+    _write(pen, (_WIDTH - 16 - _length(pen, model, 18), _HEIGHT - 42), model, _PALE, 18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +182,17 @@ class _Entry:
     title: str
     details: Sequence[str] = ()
     finding: Finding | None = None
+
+
+def _write_disclaimer(pen: ImageDraw.ImageDraw, text: str, width: int) -> None:
+    """Write it as large as one line allows; a long one in two."""
+    for size in (30, 26, 22, 20, 18, 16):
+        lines = _wrapped(pen, text, size, width)
+        if len(lines) <= 1 + (size <= 20):
+            break
+    top = _HEIGHT - _BAR + (14 if len(lines) < 2 else 6)
+    for number, line in enumerate(lines):
+        _write(pen, (16, top + number * (size + 6)), line, _WARNING, size)
 
 
 def _write_legend(canvas: Image.Image, findings: Findings, closeup: Callable[[Finding], Image.Image]) -> None:
@@ -238,18 +246,17 @@ def _lines(pen: ImageDraw.ImageDraw, details: Sequence[str]) -> Iterator[str]:
 def _wrapped(pen: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
-        if lines and pen.textlength(f"{lines[-1]} {word}", font=_font(size)) <= width:
+        if lines and _length(pen, f"{lines[-1]} {word}", size) <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines
 
 
+def _length(pen: ImageDraw.ImageDraw, text: str, size: int) -> float:
+    return pen.textlength(text, font=font(text, size))
+
+
 def _write(pen: ImageDraw.ImageDraw, spot: tuple[float, float], text: str, colour: Colour, size: int) -> None:
     """Write with a dark rim, so that it can be read on any image."""
-    pen.text(spot, text, fill=colour, font=_font(size), stroke_width=2, stroke_fill=_BLACK)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    pen.text(spot, text, fill=colour, font=font(text, size), stroke_width=2, stroke_fill=_BLACK)

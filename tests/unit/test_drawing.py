@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dicom_node.results.drawing import written
+from dicom_node.results.typeface import font, undrawable
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,18 @@ from dicom_node.results.drawing import written
 )
 def test_numbers_are_written_as_people_write_them(value, text):
     assert written(value) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Nicht zur Diagnose: ärztlich nicht geprüft (µm², 5 °C)", "Не для диагностики", "Όχι για διάγνωση"],
+)
+def test_a_site_s_own_words_can_be_drawn(text):
+    assert undrawable(text) == ""
+
+
+def test_what_no_font_has_is_named():
+    cuneiform = "\U00012000\U00012001"
+
+    assert undrawable(f"AI {cuneiform} AI") == cuneiform
+    assert font(cuneiform, 20).getname()[0] == "Roboto"
