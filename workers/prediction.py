@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +25,11 @@ class Grid:
     normal. `thickness` (mm) is the part of the stack axis that each plane stands for, which is what a volume
     must be computed with. `spacing` is `(k, j, i)` in mm, on the stack axis the median gap.
     `directions` are the three unit vectors (k, j, i) in patient coordinates.
+
+    Frames without a place in the patient (projections, ultrasound, cine) are a grid that is not `placed`: axis 0
+    counts frames, axes 1 and 2 are rows and columns as stored, spacing is 1.0 where none is known, and nothing says
+    where right is. Colour has shape `(k, j, i, 3)`, RGB. `others` are the further series that a model takes, by
+    the name of their slot, resampled onto this grid (shape `(k, j, i)`, float32).
     """
 
     values: npt.NDArray[np.float32] | npt.NDArray[np.int16]
@@ -34,6 +39,15 @@ class Grid:
     thickness: npt.NDArray[np.float64]
     directions: npt.NDArray[np.float64]
     origins: npt.NDArray[np.float64]
+    placed: bool = True
+    modality: str = ""
+    others: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the number of voxels on each axis."""
+        k, j, i = self.values.shape[:3]
+        return k, j, i
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +74,9 @@ class Prediction:
     `labels` (uint8, shape of the grid, 0 = nothing) has the manifest's segment values; `instances`
     (uint16, same shape) outlines the detections one by one; `maps` (float32, same shape, 0..1) are probabilities
     by their name in the manifest's `outputs.maps`. `incomplete` says in a few words each what could not be judged.
+    Labels that overlap those of `labels` are in `overlapping`, arrays like it. `certainty` is how sure the model is
+    of a label value (mean probability over its voxels), `classes` its answers on the whole series: by name in
+    `outputs.classifications` the index of the class and its probability.
     """
 
     labels: npt.NDArray[np.uint8] | None = None
@@ -68,6 +85,9 @@ class Prediction:
     parameters: dict[str, str] = field(default_factory=dict)
     maps: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     incomplete: tuple[str, ...] = ()
+    overlapping: tuple[npt.NDArray[np.uint8], ...] = ()
+    certainty: dict[int, float] = field(default_factory=dict)
+    classes: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
 Progress = Callable[[float], None]

@@ -23,7 +23,8 @@ intended_use = "tests"
 runtime = "algorithm"
 [inputs.image]
 modality = ["CT"]
-[outputs]
+[outputs.maps.nodule]
+label = "Nodule"
 """
 PEER = """
 [peer.PACS]
