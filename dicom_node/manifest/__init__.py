@@ -93,6 +93,7 @@ class Execution(Frozen):
     autocast: bool = False
     channels_last: bool = False
     cpu_fallback: bool = True
+    slicewise: bool = False  # a network of two dimensions over a volume: it sees plane after plane of the first axis
 
 
 class Limits(Frozen):

@@ -6,11 +6,10 @@ import hashlib
 import importlib
 from pathlib import Path
 
-import torch
-
 import workers.algorithms
 from dicom_node.errors import ModelRefused
 from dicom_node.manifest import Manifest
+from workers.device import choose_device
 from workers.prediction import Model
 
 
@@ -33,13 +32,3 @@ def code_digest(manifest: Manifest) -> str:
     for path in sorted(Path(workers.algorithms.__path__[0]).glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def choose_device(setting: str) -> torch.device:
-    """Return the device of a setting; raise ModelRefused where it is not there."""
-    available = torch.cuda.is_available()
-    if setting == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if setting.startswith("cuda") and not available:
-        raise ModelRefused(f"node.device is {setting}, and torch finds no CUDA device")
-    return torch.device(setting)
