@@ -22,6 +22,9 @@ class Reason(StrEnum):
     NO_PIXEL_DATA = "no_pixel_data"
     ORGAN_NOT_FOUND = "organ_not_found"
     VOLUME_OUT_OF_RANGE = "volume_out_of_range"
+    IN_PIECES = "in_pieces"
+    CUT_OFF = "cut_off"
+    UNSURE = "unsure"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,17 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says of the whole series: the question, the answer, and how sure it is (0..1)."""
+
+    label: str
+    question: Code
+    answer: Code
+    probability: float
+    tracking_uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class Map:
     """A probability for each voxel: float32 of shape `(frames, rows, columns)` on the source's grid, 0..1."""
 
@@ -121,6 +135,7 @@ class Findings:
     parameters: dict[str, str] = field(default_factory=dict)
     incomplete: tuple[str, ...] = ()
     maps: tuple[Map, ...] = ()
+    answers: tuple[Answer, ...] = ()
     window: tuple[float, float] | None = None  # centre and width that show best what it is about, in the image's units
 
     @property

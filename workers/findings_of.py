@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from dicom_node.errors import ModelRefused, NotApplicable
-from dicom_node.findings import Box, Code, Finding, Findings, Map, Measurement, Reason, Segment
+from dicom_node.findings import Answer, Box, Finding, Findings, Map, Reason, Segment
 from dicom_node.labelling import Context
-from dicom_node.manifest import DetectionOutput, Manifest, SegmentOutput
-from workers.prediction import Detection, Grid, Prediction
+from dicom_node.manifest import DetectionOutput, Manifest
+from workers.prediction import Detection, Prediction
+from workers.quantities import as_detected
+from workers.structures import LATERALITY, structures
 from workers.volume import Volume
-
-VOLUME = Code("118565006", "SCT", "Volume")
-DIAMETER = Code("81827009", "SCT", "Diameter")
-CUBIC_CENTIMETRE = Code("cm3", "UCUM", "cubic centimeter")
-MILLIMETRE = Code("mm", "UCUM", "mm")
-_LATERALITY: Mapping[str | None, Code | None] = {
-    "right": Code("24028007", "SCT", "Right"),
-    "left": Code("7771000", "SCT", "Left"),
-    None: None,
-}
-_MEASURED = {"volume": (VOLUME, CUBIC_CENTIMETRE, 1e-3), "diameter": (DIAMETER, MILLIMETRE, 1.0)}  # from mm3, mm
 
 
 def findings_of(prediction: Prediction, volume: Volume, manifest: Manifest, context: Context) -> Findings:
@@ -36,12 +27,12 @@ def findings_of(prediction: Prediction, volume: Volume, manifest: Manifest, cont
         ModelRefused: the prediction has a label or a detection that the manifest does not name, or another shape.
     """
     _require_sense(prediction, volume, manifest)
-    organs = _organs(prediction, volume, manifest, context)
+    found = structures(prediction, volume.grid, manifest, context)
     ranked = sorted(prediction.detections, key=lambda detection: -detection.confidence)
     outlines, outlined = _outlines(prediction, volume, ranked)
     names = _names(ranked, manifest)
-    layer = 1 if organs else 0
-    segments = list(organs)
+    layer = len(found.labels)
+    segments = list(found.segments)
     findings = []
     for detection, name in zip(ranked, names, strict=True):
         output = manifest.outputs.detections[detection.name]
@@ -52,55 +43,32 @@ def findings_of(prediction: Prediction, volume: Volume, manifest: Manifest, cont
             findings.append(replace(finding, segment=segment))
         else:
             findings.append(finding)
-    if not segments and not manifest.outputs.detections:
+    if not segments and manifest.outputs.segments and not (manifest.outputs.detections or prediction.classes):
         raise NotApplicable(Reason.ORGAN_NOT_FOUND, "no structure of the model is in the images")
-    labels = tuple(array for array in (_organ_labels(prediction, volume, organs), outlines) if array is not None)
+    labels: list[npt.NDArray[np.unsignedinteger]] = [volume.to_source(array) for array in found.labels]
+    if outlines is not None:
+        labels.append(outlines)
     return Findings(
-        labels=labels,
+        labels=tuple(labels),
         segments=tuple(segments),
         findings=tuple(findings),
         looked_for=tuple(output.finding.code() for output in manifest.outputs.detections.values()),
         parameters=dict(prediction.parameters),
         incomplete=prediction.incomplete,
         maps=_maps(prediction, volume, manifest),
+        answers=_answers(prediction, manifest, context),
         window=manifest.outputs.window,
     )
 
 
-# -- organs -------------------------------------------------------------------------------------------------------
-
-
-def _organs(prediction: Prediction, volume: Volume, manifest: Manifest, context: Context) -> list[Segment]:
-    if prediction.labels is None:
-        return []
-    sizes = volumes_by_value(prediction.labels, volume.grid)
-    if unknown := sizes.keys() - manifest.outputs.segments.keys():
-        raise ModelRefused(f"{manifest.name}: label values {sorted(unknown)} are not in outputs.segments")
-    return [
-        _organ(value, manifest.outputs.segments[value], sizes[value], context)
-        for value in sorted(manifest.outputs.segments)
-        if sizes.get(value)
-    ]
-
-
-def _organ(value: int, output: SegmentOutput, size: float, context: Context) -> Segment:
-    return Segment(
-        layer=0,
-        value=value,
-        label=output.label,
-        category=output.category.code(),
-        type=output.type.code(),
-        colour=output.colour,
-        tracking_identifier=output.label,
-        tracking_uid=context.uid("tracking segment", value),
-        site=output.site.code() if output.site else None,
-        laterality=_LATERALITY[output.laterality],
-        measurements=(_measurement("volume", size),) if "volume" in output.measurements else (),
-    )
-
-
-def _organ_labels(prediction: Prediction, volume: Volume, organs: Sequence[Segment]) -> npt.NDArray[np.uint8] | None:
-    return volume.to_source(prediction.labels) if organs and prediction.labels is not None else None
+def _answers(prediction: Prediction, manifest: Manifest, context: Context) -> tuple[Answer, ...]:
+    made = []
+    for name, (index, probability) in prediction.classes.items():
+        output = manifest.outputs.classifications[name]
+        answer = output.classes[index].code()
+        uid = context.uid(f"tracking answer {name}")
+        made.append(Answer(output.label, output.concept.code(), answer, float(np.clip(probability, 0, 1)), uid))
+    return tuple(made)
 
 
 def _maps(prediction: Prediction, volume: Volume, manifest: Manifest) -> tuple[Map, ...]:
@@ -160,10 +128,8 @@ def _finding(
         tracking_identifier=name,
         tracking_uid=context.uid(f"tracking {name}"),
         site=output.site.code() if output.site else None,
-        laterality=_LATERALITY[detection.laterality],
-        measurements=tuple(
-            _measurement(kind, detection.measurements[kind]) for kind in _MEASURED if kind in detection.measurements
-        ),
+        laterality=LATERALITY[detection.laterality],
+        measurements=as_detected(detection.measurements),
     )
 
 
@@ -209,34 +175,18 @@ def _key_section(region: npt.NDArray[np.bool_], detection: Detection, stack: int
     return box
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------
-
-
-def volumes_by_value(labels: npt.NDArray[np.unsignedinteger], grid: Grid) -> dict[int, float]:
-    """Return the volume (mm3) of each value but 0, each plane counted with the thickness that it stands for."""
-    in_plane = float(np.prod([value for axis, value in enumerate(grid.spacing) if axis != grid.stack]))
-    planes = np.moveaxis(labels, grid.stack, 0)
-    highest = int(labels.max(initial=0))
-    sizes = np.zeros(highest + 1)
-    for plane, thickness in zip(planes, grid.thickness, strict=True):
-        sizes += np.bincount(plane.ravel(), minlength=highest + 1) * thickness * in_plane
-    return {value: float(size) for value, size in enumerate(sizes) if value and size}
-
-
-def _measurement(kind: str, value: float) -> Measurement:
-    name, unit, factor = _MEASURED[kind]
-    return Measurement(name, float(f"{value * factor:.4g}"), unit)
-
-
 # -- a model may be wrong -----------------------------------------------------------------------------------------
 
 
 def _require_sense(prediction: Prediction, volume: Volume, manifest: Manifest) -> None:
     """Raise ModelRefused for what would be a wrong result, or none, if it were written."""
-    shape = volume.grid.values.shape
+    shape = volume.grid.shape
     if unknown := prediction.maps.keys() - manifest.outputs.maps.keys():
         raise ModelRefused(f"{manifest.name}: maps {sorted(unknown)} are not in outputs.maps")
-    for array in (prediction.labels, prediction.instances, *prediction.maps.values()):
+    for name, (index, _) in prediction.classes.items():
+        if name not in manifest.outputs.classifications or index not in manifest.outputs.classifications[name].classes:
+            raise ModelRefused(f"{manifest.name}: class {index} of {name!r} is not in outputs.classifications")
+    for array in (prediction.labels, prediction.instances, *prediction.overlapping, *prediction.maps.values()):
         if array is not None and array.shape != shape:
             raise ModelRefused(f"{manifest.name} answers with shape {array.shape} to a grid of {shape}")
     values = [detection.value for detection in prediction.detections if detection.value]
@@ -252,7 +202,7 @@ def _fault(detection: Detection, shape: Sequence[int], manifest: Manifest) -> st
     numbers = (*detection.centre, detection.confidence, *detection.measurements.values())
     if detection.name not in manifest.outputs.detections:
         return "is not in outputs.detections"
-    if detection.laterality not in _LATERALITY:
+    if detection.laterality not in LATERALITY:
         return f"has laterality {detection.laterality!r}"
     if not all(map(math.isfinite, numbers)):
         return "has a number that is none"

@@ -27,6 +27,7 @@ from dicom_node.source import Source
 from dicom_node.spool import Spool
 from workers.bundle import Bundle, Bundles
 from workers.findings_of import findings_of
+from workers.guarding import guarded
 from workers.lease import Lease
 from workers.volume import check_input, load
 
@@ -81,7 +82,7 @@ class Inferring:
         lease.report(_PREDICTED)
         context = self._context(job, bundle, instances)
         with watch.stage("encode"):
-            findings = findings_of(prediction, volume, manifest, context)
+            findings = findings_of(guarded(prediction, volume.grid, manifest), volume, manifest, context)
             kinds, forms = self._wanted(job, manifest)
             results = encode_all(kinds, findings, volume.source, context, forms)
             contents = [_written(result.dataset) for result in results]

@@ -19,8 +19,8 @@ from dicom_node import log
 from dicom_node.catalogue import default_folder
 from dicom_node.demo.phantom import Phantom, dice, make_thorax, write_series
 from workers.bundle import Bundle, Bundles
-from workers.findings_of import volumes_by_value
 from workers.prediction import Detection, Grid, Prediction
+from workers.quantities import volumes_by_value
 from workers.volume import Volume, load
 
 console = Console()

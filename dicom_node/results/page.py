@@ -230,6 +230,10 @@ def _entries(findings: Findings) -> list[_Entry]:
     found = {finding.finding for finding in findings.findings}
     entries += [_Entry(None, f"No {code.meaning.lower()} found") for code in findings.looked_for if code not in found]
     entries += [_Entry(_WARNING, "Partial result", [reason]) for reason in findings.incomplete]
+    entries += [
+        _Entry(None, f"{one.label}: {one.answer.meaning}", [f"probability {one.probability * 100:.0f} %"])
+        for one in findings.answers
+    ]
     outlined = {finding.segment for finding in findings.findings}
     for number, segment in enumerate(findings.segments):
         if number not in outlined:

@@ -25,7 +25,8 @@ def encode(work: Work) -> Sequence[Dataset]:
     Raises:
         ResultRefused: the source has no pixels at hand.
     """
-    if not work.findings.segments and not work.findings.findings and not work.findings.looked_for:
+    found = work.findings
+    if not (found.segments or found.findings or found.looked_for or found.answers):
         return []
     context, stated = work.context, work.headers.stated
     made = hd.sc.SCImage(

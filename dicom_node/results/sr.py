@@ -16,7 +16,7 @@ from highdicom import sr
 from pydicom import Dataset
 from pydicom.sr.coding import Code as PydicomCode
 
-from dicom_node.findings import Box, Code, Finding, Findings, Measurement, Segment
+from dicom_node.findings import Answer, Box, Code, Finding, Findings, Measurement, Segment
 from dicom_node.labelling import Context, Predecessor
 from dicom_node.results import Work
 from dicom_node.results.drawing import box_of
@@ -52,9 +52,9 @@ _ANY_PROCEDURE = PydicomCode("363679005", "SCT", "Imaging procedure")
 
 
 def encode(work: Work) -> Sequence[Dataset]:
-    """Return a report of what was found and, apart from it, one of what was looked for and not found.
+    """Return a report of what was found, one of what was looked for and not found, one of what was answered.
 
-    Where the model could answer only a part of its question, both are PARTIAL and say what is missing.
+    Where the model could answer only a part of its question, all are PARTIAL and say what is missing.
     """
     findings, source, headers, context = work.findings, work.source, work.headers, work.context
     segmentations = list(work.made.get("seg", ()))
@@ -63,9 +63,15 @@ def encode(work: Work) -> Sequence[Dataset]:
     if groups:
         evidence = [*headers.images, *segmentations]
         reports.append(_report(0, groups, evidence, _library(key_frames, source, headers.images), work))
-    if absent := _absences(findings, context):
-        library = _library([len(source.frames) // 2], source, headers.images)
-        reports.append(_report(1, absent, headers.images, library, work))
+    # groups without coordinates must not stand in a report with groups that have: see the top of the file
+    without_places = (
+        _absences(findings, context),
+        [_answered(answer, findings, context) for answer in findings.answers],
+    )
+    for ordinal, made in enumerate(without_places, start=1):
+        if made:
+            library = _library([len(source.frames) // 2], source, headers.images)
+            reports.append(_report(ordinal, made, headers.images, library, work))
     return reports
 
 
@@ -125,10 +131,7 @@ def _groups(
 
 
 def _absences(findings: Findings, context: Context) -> list[Any]:
-    """Return a group for everything that was looked for and not found.
-
-    It has no coordinates, so it must not stand in a report with groups that have: see the top of the file.
-    """
+    """Return a group for everything that was looked for and not found."""
     found = {finding.finding for finding in findings.findings}
     return [_absent(looked_for, findings, context) for looked_for in findings.looked_for if looked_for not in found]
 
@@ -248,6 +251,24 @@ def _absent(looked_for: Code, findings: Findings, context: Context) -> Any:
         finding_type=code(looked_for),
         algorithm_id=_algorithm(findings, context),
         qualitative_evaluations=[sr.QualitativeEvaluation(name=_PRESENCE, value=_ABSENT)],
+    )
+
+
+def _answered(answer: Answer, findings: Findings, context: Context) -> Any:
+    """Return the TID 1501 group of an answer on the whole series, with its probability."""
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=answer.tracking_uid, identifier=answer.label),
+        finding_type=code(answer.question),
+        algorithm_id=_algorithm(findings, context),
+        measurements=[
+            sr.Measurement(
+                name=_CERTAINTY,
+                value=round(answer.probability * 100, 1),
+                unit=_PERCENT,
+                algorithm_id=_algorithm(findings, context),
+            )
+        ],
+        qualitative_evaluations=[sr.QualitativeEvaluation(name=code(answer.question), value=code(answer.answer))],
     )
 
 

@@ -13,8 +13,10 @@ from dicom_node.errors import ModelRefused, NotApplicable
 from dicom_node.findings import Reason
 from tests.conformance.cases import GEOMETRIES, SMALL, context, manifest, predict
 from tests.datasets import series_of, write
-from workers.findings_of import _LATERALITY, _MEASURED, box_on_source, findings_of, volumes_by_value
+from workers.findings_of import box_on_source, findings_of
 from workers.prediction import Detection, Prediction
+from workers.quantities import _DETECTED, volumes_by_value
+from workers.structures import LATERALITY
 from workers.volume import load
 
 
@@ -182,8 +184,8 @@ def test_a_mask_of_another_shape_is_refused(prediction, volume, field):
 
 
 def test_the_codes_of_measurements_and_sides_exist():
-    used = [code for name, unit, _ in _MEASURED.values() for code in (name, unit)]
-    used += [code for code in _LATERALITY.values() if code]
+    used = [code for name, unit, _ in _DETECTED.values() for code in (name, unit)]
+    used += [code for code in LATERALITY.values() if code]
 
     for code in used:
         assert code.value in {value for values in concepts[code.scheme].values() for value in values}, code
