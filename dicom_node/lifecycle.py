@@ -42,6 +42,7 @@ class Happening(StrEnum):
     REFUSED = "refused"  # never
     EXHAUSTED = "exhausted"  # too often
     SUPERSEDED = "superseded"  # a later revision of the series makes it pointless
+    WITHDRAWN = "withdrawn"  # the operator does not want it any more
     REQUEUED = "requeued"  # the operator wants it again
 
 
@@ -49,6 +50,8 @@ S, H = State, Happening
 TRANSITIONS: dict[tuple[State, Happening], State] = {
     (S.QUEUED, H.CLAIMED): S.RUNNING,
     (S.QUEUED, H.SUPERSEDED): S.CANCELLED,
+    (S.QUEUED, H.WITHDRAWN): S.CANCELLED,
+    (S.RUNNING, H.WITHDRAWN): S.CANCELLED,
     (S.RUNNING, H.FINISHED): S.DONE,
     (S.RUNNING, H.DECLINED): S.NOT_APPLICABLE,
     (S.RUNNING, H.POSTPONED): S.QUEUED,

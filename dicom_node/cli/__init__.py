@@ -42,6 +42,7 @@ for command in (
     ask.status,
     ask.history,
     act.requeue,
+    act.cancel,
     act.send,
     act.echo,
     understand.explain,

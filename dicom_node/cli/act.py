@@ -1,4 +1,4 @@
-"""Act: queue a job again, send files, knock at a peer."""
+"""Act: queue a job again or cancel it, send files, knock at a peer."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ def requeue(
     for job_id in job_ids:
         job = ledger.jobs.requeue(job_id, now=time.time())
         console.print(f"job {job_id} is queued again: {job.kind} {job.model}" + (f" to {job.peer}" if job.peer else ""))
+
+
+def cancel(
+    job_ids: Annotated[list[int], typer.Argument(help="Numbers of jobs, as `status` shows them.")],
+    settings: SettingsOption = None,
+) -> None:
+    """Cancel jobs that are queued or running; a running model stops within seconds. `requeue` brings them back."""
+    ledger = existing_ledger(settings_from(settings))
+    for job_id in job_ids:
+        job = ledger.jobs.withdraw(job_id, now=time.time())
+        console.print(f"job {job_id} is cancelled: {job.kind} {job.model}" + (f" to {job.peer}" if job.peer else ""))
 
 
 def send(

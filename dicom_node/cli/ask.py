@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,8 @@ from dicom_node.ledger import Ledger
 from dicom_node.ledger.history import Row
 from dicom_node.lifecycle import State
 
+_TELLING = 0.05  # of the progress: below it no pace can be told
+
 
 def status(
     settings: SettingsOption = None,
@@ -41,7 +44,8 @@ def status(
     free = shutil.disk_usage(loaded.node.storage).free
     failed = any(State.FAILED in states for states in counts["jobs"].values())
     if as_json:
-        print_json({**counts, "free_bytes": free, "recent_jobs": jobs})
+        timed = [{**job, "remaining_seconds": remaining(job, time.time())} for job in jobs]
+        print_json({**counts, "free_bytes": free, "recent_jobs": timed})
     else:
         _show_status(counts, jobs, free)
     raise typer.Exit(1 if failed else 0)
@@ -64,9 +68,19 @@ def _job_row(row: Row) -> list[Any]:
     what = f"{row['model']} to {row['peer']}" if row["peer"] else f"{row['model']} revision {row['revision']}"
     moment = row["ended_at"] or row["started_at"] or row["created_at"]
     progress = f"{row['progress']:.0%}" if row["state"] == State.RUNNING else ""
+    left = remaining(row, time.time())
+    progress += f", {left:.0f} s left" if left is not None else ""
     why = ": ".join(part for part in (row["reason"], row["detail"]) if part)
     study = row["study_instance_uid"]
     return [row["job_id"], what, row["state"], progress, row["attempts"], ago(moment), study, why]
+
+
+def remaining(row: Row, now: float) -> float | None:
+    """Return the seconds that a running job still needs at its present pace; None where nobody can tell yet."""
+    part, started = row["progress"], row["started_at"]
+    if row["state"] != State.RUNNING or started is None or part < _TELLING:
+        return None
+    return max(now - float(started), 0.0) * (1 - float(part)) / float(part)
 
 
 def history(

@@ -299,6 +299,15 @@ class Jobs:
             connection.execute(update(job).where(job.c.job_id == job_id).values(attempts=0, wanted_since=now))
             return _read(connection, job_id)
 
+    def withdraw(self, job_id: int, *, now: float) -> Job:
+        """Cancel a job at the operator's wish; a worker that runs it stops between two windows of its model.
+
+        Raises IllegalTransition where it has ended already.
+        """
+        with self._database.writing() as connection:
+            _move(connection, job_id, Happening.WITHDRAWN, now, reason="withdrawn", detail="by the operator")
+            return _read(connection, job_id)
+
     def _own(self, connection: Connection, held: Job) -> None:
         query = select(job.c.job_id).where(_owned(held)).with_for_update()
         if connection.execute(query).scalar() is None:

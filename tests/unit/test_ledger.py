@@ -488,6 +488,21 @@ def test_a_delivery_that_is_done_is_sent_once_more(ledger):
     assert claim(ledger, delivery, now=41.0) is not None
 
 
+def test_a_job_that_is_not_wanted_any_more_is_cancelled_and_its_worker_notices(ledger):
+    number = inference(ledger)
+    held = claim(ledger, number)
+
+    cancelled = ledger.jobs.withdraw(number, now=30.0)
+
+    assert cancelled.state is State.CANCELLED
+    assert names(ledger, number)[-1] == "job.withdrawn"
+    with pytest.raises(LostLease):
+        ledger.jobs.renew(held, lease=60.0, progress=0.5, now=31.0)
+    with pytest.raises(IllegalTransition, match="cancelled"):
+        ledger.jobs.withdraw(number, now=32.0)
+    assert ledger.jobs.requeue(number, now=33.0).state is State.QUEUED
+
+
 def test_a_job_that_does_not_exist_is_not_requeued(ledger):
     with pytest.raises(IllegalTransition, match="no job 4711"):
         ledger.jobs.requeue(4711, now=1.0)
