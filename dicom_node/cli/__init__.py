@@ -8,7 +8,7 @@ import sys
 import typer
 
 from dicom_node import __version__, log
-from dicom_node.cli import act, ask, peers, run, understand
+from dicom_node.cli import act, ask, models, peers, run, understand
 from dicom_node.errors import NodeError
 from dicom_node.lifecycle import IllegalTransition
 
@@ -51,6 +51,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(peers.app)
+app.add_typer(models.app)
 
 
 def main() -> None:

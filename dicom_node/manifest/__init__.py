@@ -30,6 +30,7 @@ __all__ = [
     "ClassificationOutput",
     "CodeEntry",
     "DetectionOutput",
+    "Example",
     "Execution",
     "Guard",
     "InputSlot",
@@ -104,6 +105,22 @@ class Limits(Frozen):
     gpu_megabytes: Annotated[int, Field(ge=0)] = 4096
 
 
+class Example(Frozen):
+    """A series to try the model on, and what it must then say: `dicom-node models check` compares.
+
+    The series is a `folder` of DICOM files in the model's folder, or a `phantom` that the node makes. `measurements`
+    are keyed `LABEL: MEASUREMENT` as the report words them, in its units; `findings` are numbers of detections by
+    name; `answers` are classes by name; `segments` are the labels that must be there.
+    """
+
+    folder: RelativePath | None = None
+    phantom: Literal["thorax"] | None = None
+    segments: tuple[str, ...] = ()
+    measurements: Mapping[str, Range] = Field(default_factory=dict)
+    findings: Mapping[str, Range] = Field(default_factory=dict)
+    answers: Mapping[str, int] = Field(default_factory=dict)
+
+
 Files = Annotated[tuple[Weights, ...], BeforeValidator(lambda value: (value,) if isinstance(value, Mapping) else value)]
 
 
@@ -129,6 +146,7 @@ class Manifest(Frozen):
     inputs: Mapping[Name, InputSlot] = Field(min_length=1, max_length=4)
     outputs: Outputs
     guards: Mapping[int, Guard] = Field(default_factory=dict)
+    example: Example | None = None
     results: tuple[str, ...] = RESULT_KIND_NAMES  # the kinds that it may be told in; the peers choose among them
 
     @field_validator("version")
@@ -161,10 +179,25 @@ class Manifest(Frozen):
             if value not in outputs.segments:
                 yield f"guards.{value}: there is no [outputs.segments.{value}]"
 
+    def codes(self) -> Iterator[tuple[str, CodeEntry]]:
+        """Yield every coded concept with the key under which it stands."""
+        yield from _codes(self.outputs, "outputs")
+
     @property
     def input(self) -> InputSlot:
         """Return the first input slot: its series is the one that results are drawn on."""
         return next(iter(self.inputs.values()))
+
+
+def _codes(value: Any, key: str) -> Iterator[tuple[str, CodeEntry]]:
+    if isinstance(value, CodeEntry):
+        yield key, value
+    elif isinstance(value, Frozen):
+        for name in type(value).model_fields:
+            yield from _codes(getattr(value, name), f"{key}.{name}")
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _codes(entry, f"{key}.{name}")
 
 
 def parse(text: str, *, where: str = "model.toml") -> Manifest:
