@@ -21,6 +21,8 @@ class Reason(StrEnum):
     GEOMETRY_UNUSABLE = "geometry_unusable"
     NO_PIXEL_DATA = "no_pixel_data"
     ORGAN_NOT_FOUND = "organ_not_found"
+    MISSING_INPUT = "missing_input"
+    BETTER_SERIES = "better_series"
     VOLUME_OUT_OF_RANGE = "volume_out_of_range"
     IN_PIECES = "in_pieces"
     CUT_OFF = "cut_off"

@@ -46,6 +46,9 @@ class Happening(StrEnum):
     REQUEUED = "requeued"  # the operator wants it again
 
 
+MISSING_INPUT = "missing_input"
+"""Why a model does not apply yet: a series of the study that it needs as well is not there. One that comes helps."""
+
 S, H = State, Happening
 TRANSITIONS: dict[tuple[State, Happening], State] = {
     (S.QUEUED, H.CLAIMED): S.RUNNING,

@@ -184,6 +184,16 @@ class Arrivals:
         with self._database.reading() as connection:
             return [_open_series(row) for row in connection.execute(query).mappings()]
 
+    def complete_series_of(self, study_instance_uid: str) -> list[str]:
+        """Return the Series Instance UIDs of a study that are complete and none of the node's own results."""
+        query = select(series.c.series_instance_uid).where(
+            (series.c.study_instance_uid == study_instance_uid)
+            & (series.c.complete_revision == series.c.revision)
+            & ~series.c.is_own_result
+        )
+        with self._database.reading() as connection:
+            return list(connection.execute(query.order_by(series.c.series_instance_uid)).scalars())
+
     def instances_of(self, series_instance_uid: str) -> list[StoredInstance]:
         """Return the instances of a series in the order of their UIDs."""
         query = (

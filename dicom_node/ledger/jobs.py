@@ -12,7 +12,7 @@ from sqlalchemy import Connection, exists, func, or_, select, update
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
 from dicom_node.ledger.schema import holding, job, result, series
-from dicom_node.lifecycle import REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance
+from dicom_node.lifecycle import MISSING_INPUT, REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance
 from dicom_node.routing import Order
 from dicom_node.services import RESULT_KIND_NAMES
 
@@ -102,6 +102,7 @@ class Jobs:
             subject = _subject(connection, series_instance_uid)
             write_event(connection, "series.complete", now, subject, revision=revision, reason=reason)
             self._supersede(connection, series_instance_uid, revision, now)
+            _revive(connection, subject.study_instance_uid, now)
             if not orders:
                 write_event(connection, "series.unrouted", now, subject, revision=revision)
             made = [
@@ -387,6 +388,15 @@ def _lock_series_of(connection: Connection, job_id: int) -> int | None:
     query = select(series.c.revision).join_from(series, job).where(job.c.job_id == job_id)
     revision: int | None = connection.execute(query.with_for_update(of=series)).scalar()
     return revision
+
+
+def _revive(connection: Connection, study_instance_uid: str | None, now: float) -> None:
+    """Queue again the jobs of a study that lacked another series: a new one is there."""
+    query = select(job.c.job_id).join_from(job, series)
+    lacking = (job.c.state == State.NOT_APPLICABLE) & (job.c.reason == MISSING_INPUT)
+    of_study = (series.c.study_instance_uid == study_instance_uid) & (series.c.revision == job.c.revision)
+    for number in connection.execute(query.where(lacking & of_study).order_by(job.c.job_id)).scalars().all():
+        _move(connection, number, Happening.REQUEUED, now, not_before=now)
 
 
 def _owned(held: Job) -> Any:

@@ -453,6 +453,29 @@ def test_what_the_table_does_not_allow_is_not_done(ledger):
         ledger.jobs.ended(claim(ledger, inference(ledger, "1.9")), Happening.CLAIMED, now=30.0)
 
 
+# -- several series -----------------------------------------------------------------------------------------
+
+
+def test_a_job_that_lacked_a_series_of_its_study_is_queued_again_when_one_comes(ledger):
+    waiting, other = inference(ledger, "1.2.3"), inference(ledger, "1.2.4")
+    for number, reason in ((waiting, "missing_input"), (other, "organ_not_found")):
+        ledger.jobs.ended(claim(ledger, number), Happening.DECLINED, now=21.0, reason=reason)
+
+    inference(ledger, "1.2.5")
+
+    assert ledger.jobs.get(waiting).state is State.QUEUED
+    assert ledger.jobs.get(other).state is State.NOT_APPLICABLE
+    assert ledger.arrivals.complete_series_of("1.2") == ["1.2.3", "1.2.4", "1.2.5"]
+
+
+def test_only_complete_series_of_others_are_offered(ledger):
+    inference(ledger, "1.2.3")
+    receive(ledger, 1, "1.2.4")
+    receive(ledger, 1, "1.2.6", is_own_result=True)
+
+    assert ledger.arrivals.complete_series_of("1.2") == ["1.2.3"]
+
+
 # -- requeued ---------------------------------------------------------------------------------------------
 
 
