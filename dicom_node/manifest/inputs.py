@@ -36,8 +36,9 @@ class InputSlot(Frozen):
     """One series that the model needs, what it must be like, and how it is prepared.
 
     `body_part` is looked at only where the series states one: many scanners leave it empty. `when` are regular
-    expressions over DICOM keywords, as in a route. Where several series of the study qualify, `prefer` says in
-    which order they are compared. `dimensions` is 3 for a volume in patient space, 2 for single frames.
+    expressions over DICOM keywords, as in a route. Where several routed series of a study qualify, `prefer` says in
+    which order they are compared, and only the best is run; without it every one is. `dimensions` is 3 for a volume
+    in patient space, 2 for single frames.
     `axes`, `spacing` (mm) and `shape` describe the array that the network sees, in its own axis order.
     """
 
@@ -52,7 +53,7 @@ class InputSlot(Frozen):
     in_plane_spacing: Range = Range()  # mm
     slice_spacing: Range = Range()  # mm
     slice_thickness: Range = Range()  # mm
-    prefer: tuple[Preference, ...] = ("thinnest", "soft_kernel", "most_slices")
+    prefer: tuple[Preference, ...] = ()
     dimensions: Literal[2, 3] = 3
     axes: Axes = "SPL"
     spacing: tuple[Millimetres, Millimetres, Millimetres] | None = None
