@@ -59,6 +59,7 @@ class NodeTable(_Table):
     ledger: str = ""  # SQLAlchemy URL; empty: SQLite in `storage`
     broker: str = ""  # redis://...; empty: the node starts its own and one set of workers
     device: Annotated[str, StringConstraints(pattern=_DEVICE)] = "auto"
+    model_memory_megabytes: Annotated[int, Field(ge=0)] = 0  # of all contained models together
 
 
 class ReceiveTable(_Table):

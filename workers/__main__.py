@@ -69,7 +69,10 @@ def run(
         without_heartbeat=True,
         quiet=True,
     )
-    worker.start()
+    try:
+        worker.start()
+    finally:
+        pipeline.close()
 
 
 def _die_with(parent: int) -> None:

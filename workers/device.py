@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 
 from dicom_node.errors import ModelRefused
@@ -15,3 +18,15 @@ def choose_device(setting: str) -> torch.device:
     if setting.startswith("cuda") and not available:
         raise ModelRefused(f"node.device is {setting}, and torch finds no CUDA device")
     return torch.device(setting)
+
+
+def memory_megabytes(device: torch.device) -> int:
+    """Return the memory of a GPU, or of this machine (what its control group leaves of it), in MiB."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) >> 20
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        group = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # there is none, or it says "max"
+        group = machine
+    return min(machine, group) >> 20

@@ -59,7 +59,7 @@ class Inferring:
         self._settings = settings
         self._ledger = ledger
         self._spool = spool
-        self._bundles = Bundles(device=settings.node.device)
+        self._bundles = Bundles(device=settings.node.device, budget=settings.node.model_memory_megabytes)
 
     def __call__(self, job: Job, lease: Lease) -> None:
         """Infer; raise NotApplicable, Refused or Unavailable where there is no result."""
@@ -100,6 +100,10 @@ class Inferring:
             stored = [self._keep(*pair) for pair in zip(results, contents, strict=True)]
         self._ledger.jobs.inferred(job, stored, now=time.time(), seconds=watch.seconds)
         log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
+
+    def close(self) -> None:
+        """End the models that live in processes of their own."""
+        self._bundles.close()
 
     def _wanted(self, job: Job, manifest: Manifest) -> tuple[list[str], list[Form]]:
         """Return the kinds that the peers ask for and the model may be told in, and the forms that they may need."""

@@ -42,8 +42,9 @@ class Pipeline:
         self._ledger = ledger
         self._worker = worker
         self._clock = clock
+        self._inferring = Inferring(settings, ledger, spool)
         self._doers: dict[Kind, Callable[[Job, Lease], None]] = {
-            Kind.INFER: Inferring(settings, ledger, spool),
+            Kind.INFER: self._inferring,
             Kind.DELIVER: Delivering(settings, ledger, spool),
         }
 
@@ -56,6 +57,10 @@ class Pipeline:
             self._run(job_id)
         except Unavailable as error:
             log.error("job.unrecorded", job=job_id, reason=str(error))
+
+    def close(self) -> None:
+        """End what the jobs left running: models in processes of their own."""
+        self._inferring.close()
 
     def _run(self, job_id: int) -> None:
         lease_seconds = self._settings.jobs.lease

@@ -1,0 +1,391 @@
+"""A model that lives in a process of its own: started, asked, watched, ended. The worker outlives whatever it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from dicom_node.errors import ModelRefused, NotApplicable
+from dicom_node.findings import Reason
+from dicom_node.manifest import Manifest
+from workers.containment import Cell, Walls, installation
+from workers.passing import read_prediction, write_grid
+from workers.prediction import Grid, Prediction, Progress
+
+log = structlog.get_logger()
+
+_TICK = 0.05  # seconds between two looks at a child's memory
+_LONGEST_LINE = 8 << 20  # bytes
+_LONGEST_WORDS = 400
+_MOST_FILES = 10_000
+_MEGABYTE = 1 << 20
+_PREFIX = "dicom-node-model-"
+_CHUNK = 1 << 16
+
+# what a child sees of the environment: no password, no address of a database or a broker is among it
+_KEPT = re.compile(r"^(LANG|LC_\w+|TZ|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+|OMP_\w+|MKL_\w+|OPENBLAS_NUM_THREADS)$")
+
+# a child dies with the thread that started it, so that thread must live as long as the worker
+_STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="starts contained models")
+
+
+class ContainedModel:
+    """One model in a cell. It is started when it is first needed, and again after it has been ended."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        furnish: Callable[[Path], None],
+        device: str,
+        found: Walls,
+        packages: Sequence[Path] = (),
+    ) -> None:
+        """Run on `device` (cpu, cuda or cuda:N).
+
+        `furnish` puts the model's verified files into a folder; it is called at each start, and raises ModelRefused.
+        `packages` are folders of installed code, beyond Python's own, that the model may read.
+        """
+        self._manifest = manifest
+        self._furnish = furnish
+        self._device = device
+        self._walls = found
+        self._packages = packages
+        self._child: _Child | None = None
+
+    def start(self) -> None:
+        """Start the child and wait until the model is loaded; raise ModelRefused where it cannot be."""
+        if self._child is not None and self._child.is_alive:
+            return
+        self.end()
+        self._child = _Child(self._manifest, self._device, self._walls, self._packages)
+        try:
+            self._child.load(self._furnish)
+        except BaseException:
+            self.end()
+            raise
+
+    def __call__(self, grid: Grid, progress: Progress) -> Prediction:
+        """Predict.
+
+        Raises:
+            ModelRefused: the model failed, needed more than its limits allow, or its answer is not one.
+            NotApplicable: the model says that it was not made for this.
+        """
+        self.start()
+        assert self._child is not None  # noqa: S101 - start() raises otherwise
+        try:
+            return self._child.predict(grid, progress)
+        except NotApplicable:
+            raise
+        except BaseException:
+            # also what `progress` raises: ending the child is how a prediction is cancelled
+            self.end()
+            raise
+
+    @property
+    def resident_megabytes(self) -> float:
+        """Return the memory that the child holds now, in MiB; 0 where there is none."""
+        return 0.0 if self._child is None else self._child.memory / _MEGABYTE
+
+    @property
+    def pid(self) -> int | None:
+        """Return the child's process number."""
+        return None if self._child is None else self._child.pid
+
+    def end(self) -> None:
+        """End the child, and remove everything that it wrote."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+class _Child:
+    """One life of a contained process."""
+
+    def __init__(self, manifest: Manifest, device: str, found: Walls, packages: Sequence[Path]) -> None:
+        self._manifest = manifest
+        self._device = device
+        self._walls = found
+        self._packages = packages
+        self._scratch = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
+        self._lock = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._given, self._work = self._scratch / "given", self._scratch / "work"
+        self._folder = self._scratch / manifest.name
+        for folder in (self._given, self._work, self._folder):
+            folder.mkdir()
+        self._heard = bytearray()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers = -1
+
+    def load(self, furnish: Callable[[Path], None]) -> None:
+        """Start the process and have it load the model."""
+        furnish(self._folder)
+        self._answers, told = os.pipe()
+        try:
+            self._process = _STARTER.submit(self._started, told).result()
+        finally:
+            os.close(told)
+        self._order(
+            {
+                "parent": os.getpid(),
+                "walls": dataclasses.asdict(self._walls),
+                "cell": dataclasses.asdict(self._cell()),
+                "folder": str(self._folder),
+                "given": str(self._given),
+                "work": str(self._work),
+                "device": self._device,
+            }
+        )
+        self._hear("ready", lambda part: None)
+
+    def _started(self, told: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-P", "-m", "workers.contained", str(told)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(told,),
+            cwd=self._work,
+            env=self._environment(),
+            start_new_session=True,
+            bufsize=0,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        home = str(self._work)
+        path = [str(Path(__file__).resolve().parents[1]), *(str(package.parent) for package in self._packages)]
+        own = {
+            "HOME": home,
+            "TMPDIR": home,
+            "XDG_CACHE_HOME": home,
+            "USER": "model",  # libraries ask for it, and would look it up in a file that is not theirs to read
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS does not repeat itself
+        }
+        return {name: value for name, value in os.environ.items() if _KEPT.match(name)} | own
+
+    def _cell(self) -> Cell:
+        memory = self._manifest.limits.memory_megabytes * _MEGABYTE
+        packages = [str(package) for package in self._packages]
+        roots = [str(Path(__file__).resolve().parents[1]), *(str(package.parent) for package in self._packages)]
+        return Cell(
+            reads=(*installation(), str(self._folder), str(self._given), *packages),
+            lists=tuple(dict.fromkeys(roots)),
+            writes=(str(self._work),),
+            memory=0 if self._device.startswith("cuda") else memory,
+            files=memory,
+        )
+
+    def predict(self, grid: Grid, progress: Progress) -> Prediction:
+        """Have the model predict."""
+        self._order(write_grid(grid, self._given))
+        message = self._hear("answer", progress)
+        try:
+            return read_prediction(message, self._work, grid, self._manifest)
+        finally:
+            _empty(self._work)
+
+    # -- talking ------------------------------------------------------------------------------------------------
+
+    def _order(self, message: dict[str, Any]) -> None:
+        stdin = self._process.stdin if self._process is not None else None
+        assert stdin is not None  # noqa: S101 - load() started it with a pipe
+        os.set_blocking(stdin.fileno(), False)  # a child that does not listen must not hold the worker up
+        try:
+            stdin.write(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise self._died() from error
+
+    def _hear(self, awaited: str, progress: Progress) -> dict[str, Any]:
+        """Return the message that is waited for; hand on progress; raise what the child says went wrong."""
+        for message in self._messages():
+            said = message.get("said")
+            if said == awaited:
+                return message
+            if said == "progress":
+                progress(_fraction(message.get("part")))
+            else:
+                self._raise(message)
+        raise self._died()
+
+    def _raise(self, message: dict[str, Any]) -> None:
+        name, said = self._manifest.name, message.get("said")
+        if said == "not_applicable" and message.get("reason") in list(Reason):
+            raise NotApplicable(Reason(message["reason"]), _words(message.get("detail")))
+        if said == "refused":
+            told = _words(message.get("message"))
+            raise ModelRefused(told if told.startswith(f"{name}:") else f"{name}: {told}")
+        if said == "memory":
+            raise self._too_much()
+        if said == "failed":
+            error = _words(message.get("error"))
+            error = error if error.isidentifier() else "an error"
+            places = message.get("places")
+            log.error("model.failed", model=name, error=error, places=[_words(at) for at in places or []][:8])
+            raise ModelRefused(f"{name}: the model failed with {error}")
+        raise ModelRefused(f"{name}: the model's process does not keep to the protocol")
+
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        """Yield what the child says until it is silent for good; raise where it uses more than it may."""
+        deadline = time.monotonic() + self._manifest.limits.seconds
+        while True:
+            line, found, rest = self._heard.partition(b"\n")
+            if found:
+                self._heard = rest
+                yield self._parsed(bytes(line))
+            elif len(line) > _LONGEST_LINE:
+                raise ModelRefused(f"{self._manifest.name}: the model's process does not keep to the protocol")
+            self._watch(deadline)
+            if found:
+                continue
+            if select.select([self._answers], [], [], _TICK)[0]:
+                heard = os.read(self._answers, _CHUNK)
+                if not heard:
+                    return
+                self._heard += heard
+
+    def _parsed(self, line: bytes) -> dict[str, Any]:
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        return message if isinstance(message, dict) else {}
+
+    # -- watching -----------------------------------------------------------------------------------------------
+
+    def _watch(self, deadline: float) -> None:
+        limits, name = self._manifest.limits, self._manifest.name
+        if self.memory > limits.memory_megabytes * _MEGABYTE:
+            raise self._too_much()
+        if time.monotonic() > deadline:
+            raise ModelRefused(f"{name}: needed more than limits.seconds = {limits.seconds:g}")
+
+    def _too_much(self) -> ModelRefused:
+        limit = self._manifest.limits.memory_megabytes
+        return ModelRefused(f"{self._manifest.name}: needed more than limits.memory_megabytes = {limit}")
+
+    def _died(self) -> ModelRefused:
+        process = self._process
+        assert process is not None  # noqa: S101 - only a child that was started can die
+        process.kill()
+        code = process.wait()
+        how = f"signal {-code}" if code < 0 else f"status {code}"
+        log.error("model.died", model=self._manifest.name, how=how)
+        return ModelRefused(f"{self._manifest.name}: the model's process died ({how})")
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Return the process's number."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def memory(self) -> int:
+        """Return the bytes that the process holds for itself: memory, and files in its scratch folder.
+
+        Pages of libraries and weights that are mapped from files do not count: the system takes them back.
+        """
+        return (_held(self._process.pid) if self._process is not None else 0) + _written(self._work)
+
+    def end(self) -> None:
+        """Kill the process, which nothing survives, and remove its folder."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        if self._answers >= 0:
+            os.close(self._answers)
+        os.close(self._lock)
+        _remove(self._scratch)
+
+
+def sweep() -> None:
+    """Remove what workers that were killed left behind: folders of contained models that nobody holds."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            _remove(folder)
+        finally:
+            os.close(descriptor)
+
+
+def _held(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in fields)
+
+
+def _written(folder: Path) -> int:
+    """Return the bytes of all files below a folder; more files than there is a reason for count as endless."""
+    total, seen, folders = 0, 0, [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    seen += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return 1 << 62
+        if seen > _MOST_FILES:
+            return 1 << 62
+    return total
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.glob("*.npy"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:  # folders in folders in folders
+        log.warning("model.scratch_left", folder=str(folder))
+
+
+def _fraction(value: Any) -> float:
+    return min(max(float(value), 0.0), 1.0) if type(value) in (int, float) and value == value else 0.0
+
+
+def _words(value: Any) -> str:
+    text = value if isinstance(value, str) else ""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:_LONGEST_WORDS]

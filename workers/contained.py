@@ -1,0 +1,96 @@
+"""The process that one contained model lives in: `python -m workers.contained DESCRIPTOR`, started by `workers.cell`.
+
+It reads orders as lines of JSON on standard input and answers on the descriptor. It shuts itself in before it
+imports anything that starts threads; what is imported above that must stay small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from workers.containment import Cell, Walls, confine, die_with_parent
+
+Say = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    """Serve one model until standard input ends."""
+    say = _speaker(int(sys.argv[1]))
+    orders = _orders()
+    first = next(orders)
+    die_with_parent(first["parent"])
+    try:
+        confine(_cell(first["cell"]), Walls(**first["walls"]))
+    except OSError as error:
+        say({"said": "refused", "message": f"could not be contained: {error.strerror or error}"})
+        return
+    _attempt(say, lambda: _serve(first, orders, say))
+
+
+def _serve(first: dict[str, Any], orders: Iterator[dict[str, Any]], say: Say) -> None:
+    """Load the model, then predict for every further order."""
+    import importlib
+
+    from dicom_node.catalogue import read_model
+    from workers.passing import read_grid, write_prediction
+
+    folder = Path(first["folder"])
+    manifest = read_model(folder).manifest
+    runtime: Any = importlib.import_module(f"workers.runtimes.{manifest.runtime}")
+    model = runtime.load(manifest, folder, first["device"])
+    say({"said": "ready"})
+    given, work = Path(first["given"]), Path(first["work"])
+
+    def predict(order: dict[str, Any]) -> None:
+        prediction = model(read_grid(order, given), lambda part: say({"said": "progress", "part": float(part)}))
+        say({"said": "answer", **write_prediction(prediction, work)})
+
+    for order in orders:
+        _attempt(say, lambda order=order: predict(order))  # type: ignore[misc]
+
+
+def _attempt(say: Say, act: Callable[[], None]) -> None:
+    """Act; say what it ended with where it fails, and never what a message of a library quotes."""
+    from dicom_node.errors import NodeError, NotApplicable
+
+    try:
+        act()
+    except NotApplicable as answer:
+        say({"said": "not_applicable", "reason": str(answer.reason), "detail": answer.detail})
+    except NodeError as error:
+        say({"said": "refused", "message": str(error)})
+    except MemoryError:
+        say({"said": "memory"})
+    except Exception as error:  # whatever a model raises
+        places = [f"{at.filename}:{at.lineno} {at.name}" for at in traceback.extract_tb(error.__traceback__)]
+        say({"said": "failed", "error": type(error).__name__, "places": places[-8:]})
+
+
+def _orders() -> Iterator[dict[str, Any]]:
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def _speaker(descriptor: int) -> Say:
+    def say(message: dict[str, Any]) -> None:
+        content = memoryview(json.dumps(message).encode() + b"\n")
+        while content:
+            content = content[os.write(descriptor, content) :]
+
+    return say
+
+
+def _cell(told: dict[str, Any]) -> Cell:
+    return Cell(
+        tuple(told["reads"]), tuple(told["lists"]), tuple(told["writes"]), int(told["memory"]), int(told["files"])
+    )
+
+
+if __name__ == "__main__":
+    main()
