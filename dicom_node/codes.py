@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any, cast
 
 from pydicom.sr._concepts_dict import concepts
 
 from dicom_node.manifest import CodeEntry
 
-_LISTED: Mapping[str, Mapping[str, Mapping[str, tuple[str, object]]]] = concepts
+_LISTED: Mapping[str, Mapping[str, Mapping[str, tuple[str, object]]]] = cast(Any, concepts)
 """Scheme -> keyword -> value -> (meaning, context groups): the content of PS3.16."""
 
 

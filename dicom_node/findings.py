@@ -15,6 +15,8 @@ class Reason(StrEnum):
     WRONG_MODALITY = "wrong_modality"
     WRONG_BODY_PART = "wrong_body_part"
     WRONG_IMAGE_TYPE = "wrong_image_type"
+    WRONG_CONTRAST = "wrong_contrast"
+    WRONG_HEADER = "wrong_header"
     WRONG_ORIENTATION = "wrong_orientation"
     TOO_FEW_SLICES = "too_few_slices"
     SPACING_OUT_OF_RANGE = "spacing_out_of_range"

@@ -29,8 +29,9 @@ from dicom_node.results.drawing import number
 from dicom_node.selfcheck import require_sound
 from workers.bundle import Bundle, Bundles
 from workers.findings_of import findings_of
+from workers.fitness import check_input
 from workers.guarding import guarded
-from workers.volume import Volume, check_input, load
+from workers.volume import Volume, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def _lines(folder: Path, series: Path | None, device: str) -> Iterator[Line]:
             return
         with tempfile.TemporaryDirectory() as scratch:
             paths = _paths(folder, example, series, Path(scratch))
-            volume = load(paths)
+            volume = load(paths, found.manifest.input)
             check_input(volume, found.manifest.input)
             yield from _run(bundle, volume, example if series is None else Example())
     except NodeError as error:

@@ -27,9 +27,10 @@ from dicom_node.source import Source
 from dicom_node.spool import Spool
 from workers.bundle import Bundle, Bundles
 from workers.findings_of import findings_of
+from workers.fitness import check_input
 from workers.guarding import guarded
 from workers.lease import Lease
-from workers.volume import check_input, load
+from workers.volume import load
 
 log = structlog.get_logger()
 
@@ -71,7 +72,7 @@ class Inferring:
         ]
         manifest = read_model(self._settings.node.models / job.model).manifest
         with watch.stage("load"):
-            volume = load([self._spool.absolute(instance.path) for instance in instances])
+            volume = load([self._spool.absolute(instance.path) for instance in instances], manifest.input)
             _require_one_patient(volume.source)
             check_input(volume, manifest.input)
         lease.report(_LOADED)

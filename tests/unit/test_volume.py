@@ -16,7 +16,8 @@ from dicom_node.errors import InputRefused, NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.manifest import InputSlot, Range
 from tests.datasets import IMPLICIT, as_file, ct, write
-from workers.volume import check_input, load
+from workers.fitness import check_input
+from workers.volume import load
 
 EXPLICIT_BYTES = b"1.2.840.10008.1.2.1\0"
 
@@ -81,7 +82,7 @@ def test_two_acquisitions_of_one_place_are_never_mixed(series):
     volume = load(series(edit))
 
     assert {int(dataset.AcquisitionNumber) for dataset in volume.source.datasets} == {1}
-    assert volume.notes == ("4 images at a position that another one has left out",)
+    assert volume.notes == ("4 images of another acquisition (AcquisitionNumber) left out",)
 
 
 def test_a_localizer_of_another_orientation_is_left_out_and_noted(series):
