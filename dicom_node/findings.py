@@ -25,6 +25,7 @@ class Reason(StrEnum):
     ORGAN_NOT_FOUND = "organ_not_found"
     MISSING_INPUT = "missing_input"
     BETTER_SERIES = "better_series"
+    OTHER_FRAME_OF_REFERENCE = "other_frame_of_reference"
     VOLUME_OUT_OF_RANGE = "volume_out_of_range"
     IN_PIECES = "in_pieces"
     CUT_OFF = "cut_off"

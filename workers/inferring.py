@@ -13,7 +13,6 @@ from pydicom import Dataset
 
 from dicom_node.catalogue import read_model
 from dicom_node.config import Settings
-from dicom_node.errors import InputRefused
 from dicom_node.forms import DEFAULT_RESULTS, Form, Wish, forms_to_make
 from dicom_node.labelling import Context, ModelIdentity, Predecessor, digest_of_input
 from dicom_node.ledger import Ledger
@@ -22,15 +21,12 @@ from dicom_node.ledger.jobs import Job, StoredResult
 from dicom_node.manifest import Manifest
 from dicom_node.results import ORDER, Result, encode_all
 from dicom_node.selfcheck import require_sound
-from dicom_node.services import Use, use_of
-from dicom_node.source import Source
 from dicom_node.spool import Spool
 from workers.bundle import Bundle, Bundles
+from workers.choosing import Choosing
 from workers.findings_of import findings_of
-from workers.fitness import check_input
 from workers.guarding import guarded
 from workers.lease import Lease
-from workers.volume import load
 
 log = structlog.get_logger()
 
@@ -60,28 +56,24 @@ class Inferring:
         self._settings = settings
         self._ledger = ledger
         self._spool = spool
+        self._choosing = Choosing(ledger, spool)
         self._bundles = Bundles(device=settings.node.device, budget=settings.node.model_memory_megabytes)
 
     def __call__(self, job: Job, lease: Lease) -> None:
         """Infer; raise NotApplicable, Refused or Unavailable where there is no result."""
         watch = Stopwatch()
-        instances = [
-            instance
-            for instance in self._ledger.arrivals.instances_of(job.series_instance_uid)
-            if use_of(instance.sop_class_uid) is not Use.KEPT
-        ]
-        manifest = read_model(self._settings.node.models / job.model).manifest
+        model = read_model(self._settings.node.models / job.model)
+        manifest = model.manifest
         with watch.stage("load"):
-            volume = load([self._spool.absolute(instance.path) for instance in instances], manifest.input)
-            _require_one_patient(volume.source)
-            check_input(volume, manifest.input)
+            chosen = self._choosing(job, model)
+        volume = chosen.volume
         lease.report(_LOADED)
         with watch.stage("prepare"):
             bundle = self._bundles.get(self._settings.node.models / job.model)
         with watch.stage("model"):
             prediction = bundle.model(volume.grid, lambda part: lease.report(_LOADED + part * (_PREDICTED - _LOADED)))
         lease.report(_PREDICTED)
-        context = self._context(job, bundle, instances)
+        context = self._context(job, bundle, chosen.instances)
         with watch.stage("encode"):
             findings = findings_of(guarded(prediction, volume.grid, manifest), volume, manifest, context)
             kinds, forms = self._wanted(job, manifest)
@@ -99,7 +91,7 @@ class Inferring:
                 )
         with watch.stage("keep"):
             stored = [self._keep(*pair) for pair in zip(results, contents, strict=True)]
-        self._ledger.jobs.inferred(job, stored, now=time.time(), seconds=watch.seconds)
+        self._ledger.jobs.inferred(job, stored, now=time.time(), seconds=watch.seconds, notes=volume.notes)
         log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
 
     def close(self) -> None:
@@ -171,10 +163,3 @@ def _written(dataset: Dataset) -> memoryview:
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getbuffer()
-
-
-def _require_one_patient(source: Source) -> None:
-    """Refuse a series whose instances say that they are of different studies or patients: somebody mixed them up."""
-    for keyword in ("StudyInstanceUID", "PatientID"):
-        if len({str(dataset.get(keyword) or "") for dataset in source.datasets}) > 1:
-            raise InputRefused(f"the instances of the series have more than one {keyword}")

@@ -252,11 +252,17 @@ class Jobs:
             )
 
     def inferred(
-        self, held: Job, results: Sequence[StoredResult], *, now: float, seconds: Mapping[str, float]
+        self,
+        held: Job,
+        results: Sequence[StoredResult],
+        *,
+        now: float,
+        seconds: Mapping[str, float],
+        notes: Sequence[str] = (),
     ) -> list[int]:
         """Record results, the deliveries they ask for and that the job is done, in one transaction.
 
-        `seconds` is how long each stage took.
+        `seconds` is how long each stage took, `notes` what of the series was left out.
         Where the series has moved on meanwhile, nothing but the cancellation is recorded: the job for the
         later revision will speak. Returns the deliveries' numbers.
         """
@@ -271,7 +277,9 @@ class Jobs:
                 connection.execute(
                     result.insert().values(job_id=held.job_id, created_at=now, **{n: getattr(made, n) for n in _RESULT})
                 )
-            _move(connection, held.job_id, Happening.FINISHED, now, results=len(results), seconds=dict(seconds))
+            fields: dict[str, Any] = {"results": len(results), "seconds": dict(seconds)}
+            fields |= {"notes": list(notes)} if notes else {}
+            _move(connection, held.job_id, Happening.FINISHED, now, **fields)
             deliveries = [self._make_delivery(connection, held, peer, now) for peer in held.send_to if results]
             return [number for number in deliveries if number is not None]
 
@@ -321,6 +329,15 @@ class Jobs:
         with self._database.reading() as connection:
             found = connection.execute(_select_jobs().where(job.c.job_id == job_id)).mappings().one_or_none()
             return None if found is None else _job(found)
+
+    def series_inferred(self, study_instance_uid: str, model: str) -> frozenset[str]:
+        """Return the series of a study that were routed to a model."""
+        query = select(job.c.series_instance_uid).join_from(job, series)
+        query = query.where(
+            (series.c.study_instance_uid == study_instance_uid) & (job.c.model == model) & (job.c.kind == Kind.INFER)
+        )
+        with self._database.reading() as connection:
+            return frozenset(connection.execute(query).scalars())
 
     def results_of(self, job_id: int) -> list[StoredResult]:
         """Return the result objects of an inference, each after those that it refers to."""
