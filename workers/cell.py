@@ -37,6 +37,7 @@ _MOST_FILES = 10_000
 _MEGABYTE = 1 << 20
 _PREFIX = "dicom-node-model-"
 _CHUNK = 1 << 16
+_SILENCE: dict[str, Any] = {}
 
 # what a child sees of the environment: no password, no address of a database or a broker is among it
 _KEPT = re.compile(r"^(LANG|LC_\w+|TZ|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+|OMP_\w+|MKL_\w+|OPENBLAS_NUM_THREADS)$")
@@ -215,15 +216,20 @@ class _Child:
             raise self._died() from error
 
     def _hear(self, awaited: str, progress: Progress) -> dict[str, Any]:
-        """Return the message that is waited for; hand on progress; raise what the child says went wrong."""
+        """Return the message that is waited for; hand on progress; raise what the child says went wrong.
+
+        `progress` is called while the child is silent, too: so a job that was taken away ends at any moment.
+        """
+        part = 0.0
         for message in self._messages():
             said = message.get("said")
             if said == awaited:
                 return message
             if said == "progress":
-                progress(_fraction(message.get("part")))
-            else:
+                part = _fraction(message.get("part"))
+            elif message is not _SILENCE:
                 self._raise(message)
+            progress(part)
         raise self._died()
 
     def _raise(self, message: dict[str, Any]) -> None:
@@ -244,7 +250,7 @@ class _Child:
         raise ModelRefused(f"{name}: the model's process does not keep to the protocol")
 
     def _messages(self) -> Iterator[dict[str, Any]]:
-        """Yield what the child says until it is silent for good; raise where it uses more than it may."""
+        """Yield what the child says, and its silence, until it is gone; raise where it uses more than it may."""
         deadline = time.monotonic() + self._manifest.limits.seconds
         while True:
             line, found, rest = self._heard.partition(b"\n")
@@ -261,13 +267,15 @@ class _Child:
                 if not heard:
                     return
                 self._heard += heard
+            else:
+                yield _SILENCE
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
             message = None
-        return message if isinstance(message, dict) else {}
+        return message if isinstance(message, dict) else {"said": None}
 
     # -- watching -----------------------------------------------------------------------------------------------
 
