@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import zipfile
+
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from dicom_node.demo.phantom import dice, make_thorax, write_series
-from dicom_node.errors import ModelRefused
+from dicom_node.errors import ModelRefused, SettingsError
+from tests import hostile
 from tests.conformance.cases import GEOMETRIES
 from tests.integration import formats
 from tests.integration.formats import DETECT, SEGMENT, model_folder
 from workers.bundle import Bundles
+from workers.containment import walls
 from workers.volume import load
 
 SMALL = {"slices": 20, "size": (48, 64), "spacing": (12.0, 6.6, 5.6), "noise": 0.0}
@@ -309,3 +317,127 @@ def on_grid(box, shape):
     half = [(box[axis + 3] - box[axis]) / 2 for axis in (2, 1, 0)]
     centre = centre_on_grid(box, shape)
     return [(max(c + 0.5 - h, 0), min(c + 0.5 + h, n)) for c, h, n in zip(centre, half, shape, strict=True)]
+
+
+# -- what is hidden in a file -------------------------------------------------------------------------------------
+
+
+class Hidden:
+    """A pickle that runs code where it is read."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __reduce__(self):
+        return exec, (self.source, {})
+
+
+def export_with(source):
+    """A sound export whose sample inputs, which torch.export.load unpickles, hide code."""
+    sound = io.BytesIO(formats.exported(Edge(), torch.zeros(1, 1, 8, 10, 12)))
+    made = io.BytesIO()
+    with zipfile.ZipFile(sound) as old, zipfile.ZipFile(made, "w") as new:
+        inputs = [name for name in old.namelist() if "/data/sample_inputs/" in name]
+        assert inputs
+        for name in old.namelist():
+            new.writestr(name, formats.saved(Hidden(source)) if name in inputs else old.read(name))
+    return {"net.pt2": made.getvalue()}
+
+
+def bundle_with(source):
+    """A sound bundle with one expression more."""
+    state = pytest.importorskip("monai.networks.nets").UNet(**formats.UNET).state_dict()
+    files = formats.monai_segmentation(state)
+    config = json.loads(files["configs/inference.json"])
+    config["inferer"] = f"$__import__('builtins').exec({source!r}, {{}}) or monai.inferers.SimpleInferer()"
+    return files | {"configs/inference.json": json.dumps(config).encode()}
+
+
+def nnunet_with(source):
+    """A sound folder whose checkpoint has one thing more."""
+    pytest.importorskip("nnunetv2")
+    files = formats.nnunet([5.0, 5.0, 5.0], [16, 16, 16])
+    checkpoint = torch.load(io.BytesIO(files["fold_0/checkpoint_final.pth"]), weights_only=False)
+    return files | {"fold_0/checkpoint_final.pth": formats.saved(checkpoint | {"optimizer_state": Hidden(source)})}
+
+
+INFECTED = {"pt2": export_with, "monai_bundle": bundle_with, "nnunet": nnunet_with}
+needs_walls = pytest.mark.skipif(bool(walls().missing), reason=f"this kernel lacks {walls().missing}")
+
+
+@pytest.mark.parametrize("runtime", sorted(INFECTED))
+@needs_walls
+def test_code_that_is_hidden_in_a_trusted_file_runs_and_gets_nowhere(tmp_path, runtime, bundles):
+    with hostile.place(tmp_path) as place:
+        files = INFECTED[runtime](place.source(severe=True))
+        folder = model_folder(tmp_path, runtime, files, SEGMENT.format(axes="SPL"))
+
+        with pytest.raises(ModelRefused) as refused:
+            bundles.get(folder)
+
+        assert set(str(refused.value).split("succeeded: ")[1].split()) == hostile.ALLOWED
+        assert place.is_untouched()
+
+
+@pytest.mark.parametrize("runtime", sorted(INFECTED))
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("held = []\nwhile True: held.append(b'x' * (1 << 24))", r"limits\.memory_megabytes = 1200"),
+        ("while True: pass", r"limits\.seconds = 12"),
+        ("import ctypes; ctypes.string_at(0)", "died"),
+    ],
+    ids=["memory", "loop", "crash"],
+)
+@needs_walls
+def test_code_that_is_hidden_in_a_trusted_file_ends_itself_alone(tmp_path, runtime, source, said, bundles):
+    rest = "limits = { memory_megabytes = 1200, seconds = 12 }\n" + SEGMENT.format(axes="SPL")
+    folder = model_folder(tmp_path, runtime, INFECTED[runtime](source), rest)
+
+    with pytest.raises(ModelRefused, match=said):
+        bundles.get(folder)
+
+
+@pytest.mark.parametrize("runtime", sorted(INFECTED))
+def test_without_trust_no_file_of_it_is_opened(tmp_path, runtime, bundles):
+    marker = tmp_path / "ran"
+    files = INFECTED[runtime](f"open({str(marker)!r}, 'w')")
+    folder = model_folder(tmp_path, runtime, files, SEGMENT.format(axes="SPL"), trusted=False)
+    for file in files:  # whoever opens one of them waits for ever
+        (folder / file).unlink()
+        os.mkfifo(folder / file)
+
+    with pytest.raises(SettingsError, match="trusted"):
+        bundles.get(folder)
+
+    assert not marker.exists()
+
+
+def test_one_byte_changed_is_refused_at_every_load_and_a_security_event(tmp_path, regular, bundles):
+    files = {"net.pt2": formats.exported(Edge(), torch.zeros(1, 1, 8, 10, 12))}
+    folder = model_folder(tmp_path, "pt2", files, SEGMENT.format(axes="SPL"))
+    bundle = bundles.get(folder)
+    sound = bundle.model(regular.grid, nothing).labels
+    content = bytearray(files["net.pt2"])
+    content[len(content) // 2] ^= 1
+    (folder / "net.pt2").write_bytes(content)
+
+    still = bundle.model(regular.grid, nothing).labels  # what was verified is what runs
+    bundle.model.end()
+    with capture_logs() as logs, pytest.raises(ModelRefused, match="is not the file that the manifest names"):
+        bundle.model(regular.grid, nothing)
+
+    assert np.array_equal(still, sound)
+    assert ("critical", "model.tampered") in [(line["log_level"], line["event"]) for line in logs]
+
+
+def test_a_file_that_the_manifest_does_not_name_is_not_there(tmp_path, bundles):
+    """A script beside the bundle that nobody approved is not what runs."""
+    pytest.importorskip("monai.bundle")
+    files = bundle_with("import scripts.unapproved")
+    folder = model_folder(tmp_path, "monai_bundle", files, SEGMENT.format(axes="SPL"))
+    (folder / "scripts").mkdir(exist_ok=True)
+    (folder / "scripts" / "unapproved.py").write_text("")
+
+    with pytest.raises(ModelRefused, match=r"cannot be built here"):
+        bundles.get(folder)
