@@ -48,11 +48,12 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[test,onnx,monai,nnunet]'
+	$(PIP) --no-deps deepbet
 	touch $@
 
 $(VENV)/.check: $(VENV)/.test
-	$(PIP) --editable '.[test,check]'
+	$(PIP) --editable '.[test,check,onnx,monai,nnunet]'
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 
 from dicom_node.errors import ModelRefused
 from dicom_node.manifest import Boxes, Outputs
@@ -66,6 +67,18 @@ def _independent(scores: Array, outputs: Outputs) -> Answer:
             layers.append(free)
         free[mask] = value
     return Answer(tuple(layers), certainty)
+
+
+def largest_only(labels: Labels, outputs: Outputs) -> Labels:
+    """Drop all but the largest piece of each value whose output says so, in place; return the labels."""
+    for value, output in outputs.segments.items():
+        if output.keep == "largest":
+            numbered, count = ndimage.label(labels == value)
+            if count > 1:
+                sizes = np.bincount(numbered.ravel())
+                sizes[0] = 0
+                labels[(numbered > 0) & (numbered != sizes.argmax())] = 0
+    return labels
 
 
 def probabilities_of(scores: Array, channel: int, outputs: Outputs) -> Array:

@@ -11,7 +11,7 @@ import torch
 
 from dicom_node.errors import ModelRefused
 from dicom_node.manifest import Manifest
-from workers.answering import boxes_of, classified, detections, labelled, probabilities_of, surest
+from workers.answering import boxes_of, classified, detections, labelled, largest_only, probabilities_of, surest
 from workers.prediction import Grid, Prediction, Progress
 from workers.preparing import Prepared, prepare
 from workers.windows import Forward, Runner
@@ -53,7 +53,7 @@ class NetworkModel:
         if not outputs.segments:
             return Prediction(maps=maps)
         answer = labelled(scores, outputs)
-        layers = [prepared.labels_back(layer) for layer in answer.layers]
+        layers = [prepared.labels_back(largest_only(layer, outputs)) for layer in answer.layers]
         return Prediction(
             labels=layers[0],
             overlapping=tuple(layers[1:]),

@@ -74,7 +74,7 @@ def prepare(grid: Grid, slots: Sequence[tuple[str, InputSlot]]) -> Prepared:
         values = grid.values if number == 0 else grid.others[name]
         for channel in _channels(values):
             canonical = channel.astype(np.float32) if frame is None else on_frame(channel, grid, frame)
-            scaled(canonical, slot.intensity)
+            scaled(canonical, slot.intensities.get(grid.modality, slot.intensity))
             channels.append(_to_network(canonical, order, flipped))
     return Prepared(np.ascontiguousarray(np.stack(channels)), grid, frame, order, flipped)
 

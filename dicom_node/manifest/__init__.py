@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from dicom_node.errors import SettingsError
 from dicom_node.manifest.entries import CodeEntry, Digest, Frozen, Name, Range, RelativePath
@@ -38,7 +38,9 @@ __all__ = [
     "Limits",
     "Manifest",
     "MapOutput",
+    "Origin",
     "Outputs",
+    "PublishedFile",
     "Range",
     "SegmentOutput",
     "Weights",
@@ -74,6 +76,21 @@ class Weights(Frozen):
     sha256: Digest
     url: str = ""
     distribution: str = ""
+
+
+class PublishedFile(Frozen):
+    """A file as its authors published it."""
+
+    file: RelativePath
+    url: Annotated[str, StringConstraints(pattern=r"^https://")]
+    sha256: Digest
+
+
+class Origin(Frozen):
+    """Published files of another form, of which `dicom-node models add` makes the model's one file of weights."""
+
+    converter: Literal["tfjs_meshnet"]
+    files: Annotated[tuple[PublishedFile, ...], Field(min_length=1)]
 
 
 class Architecture(Frozen):
@@ -139,6 +156,7 @@ class Manifest(Frozen):
     trusted: bool = False
     seed: int = 0
     weights: Files = ()
+    origin: Origin | None = None
     architecture: Architecture | None = None
     parameters: Mapping[str, float | int | str | bool] = Field(default_factory=dict)
     execution: Execution = Execution()
@@ -175,6 +193,8 @@ class Manifest(Frozen):
             yield "architecture: a state_dict needs the network that it fills: architecture = { name = ... }"
         if self.runtime in {"torchscript", "state_dict", "onnx", "pt2"} and not self.weights:
             yield f"weights: runtime {self.runtime!r} needs weights = {{ file = ..., sha256 = ... }}"
+        if self.origin is not None and len(self.weights) != 1:
+            yield "origin: makes one file of weights: write one weights = { file = ..., sha256 = ... }"
         for value in self.guards:
             if value not in outputs.segments:
                 yield f"guards.{value}: there is no [outputs.segments.{value}]"

@@ -40,6 +40,7 @@ class InputSlot(Frozen):
     which order they are compared, and only the best is run; without it every one is. `dimensions` is 3 for a volume
     in patient space, 2 for single frames.
     `axes`, `spacing` (mm) and `shape` describe the array that the network sees, in its own axis order.
+    `intensities` stand in for `intensity` where the modality is the key.
     """
 
     modality: tuple[str, ...]
@@ -60,6 +61,7 @@ class InputSlot(Frozen):
     shape: tuple[int, int, int] | None = None
     fit: Literal["crop_pad", "resize"] = "crop_pad"
     intensity: Intensity = Intensity()
+    intensities: Mapping[str, Intensity] = Field(default_factory=dict)
 
     @field_validator("when")
     @classmethod

@@ -19,7 +19,8 @@ Measured = Literal["volume", "diameter", "short_axis", "mean"]
 class SegmentOutput(Frozen):
     """What one label value of a model's mask means.
 
-    With `instances` each connected piece is a segment of its own, numbered from the largest.
+    With `instances` each connected piece is a segment of its own, numbered from the largest; with `keep` of
+    `largest` the pieces but the largest are dropped before anything else.
     """
 
     label: str
@@ -30,6 +31,7 @@ class SegmentOutput(Frozen):
     colour: Colour
     measurements: tuple[Measured, ...] = ("volume",)
     instances: bool = False
+    keep: Literal["all", "largest"] = "all"
 
 
 class DetectionOutput(Frozen):

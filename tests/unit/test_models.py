@@ -10,8 +10,10 @@ import torch
 from pydicom.sr._concepts_dict import concepts
 
 from dicom_node.catalogue import default_folder, read_catalogue
+from dicom_node.codes import fault
 from dicom_node.demo.phantom import dice, make_thorax, write_series
 from dicom_node.errors import NotApplicable
+from dicom_node.manifest import CodeEntry
 from workers.algorithms import ct_lung
 from workers.algorithms.ct_lung_nodule import CtLungNodule
 from workers.bundle import Bundles
@@ -43,29 +45,40 @@ def fine(tmp_path_factory):
 @pytest.mark.parametrize("name", sorted(read_catalogue(default_folder())))
 def test_every_code_of_a_manifest_exists_with_its_meaning(name):
     manifest = read_catalogue(default_folder())[name].manifest
-    outputs = [*manifest.outputs.segments.values(), *manifest.outputs.detections.values()]
+    coded = dict(manifest.codes())
 
-    for output in outputs:
-        for entry in (output.category, getattr(output, "type", None), getattr(output, "finding", None), output.site):
-            if entry is not None:
-                meanings = {
-                    meaning
-                    for values in concepts[entry.scheme].values()
-                    for value, (meaning, _) in values.items()
-                    if value == entry.value
-                }
-                assert entry.meaning in meanings
+    assert coded
+    for key, entry in coded.items():
+        assert fault(entry) == "", key
+        meanings = {
+            meaning
+            for values in concepts[entry.scheme].values()
+            for value, (meaning, _) in values.items()
+            if value == entry.value
+        }
+        assert entry.meaning in meanings
 
 
 @pytest.mark.parametrize("name", sorted(read_catalogue(default_folder())))
-def test_every_model_loads_and_has_a_card(name):
-    folder = default_folder() / name
+def test_every_model_has_a_card_of_its_version(name):
+    manifest = read_catalogue(default_folder())[name].manifest
 
-    bundle = Bundles(device="cpu").get(folder)
+    card = (default_folder() / name / "CARD.md").read_text(encoding="utf-8")
 
-    assert len(bundle.digest) == 64
-    card = (folder / "CARD.md").read_text(encoding="utf-8")
-    assert bundle.manifest.version in card
+    assert card.startswith(f"# {name} {manifest.version}")
+
+
+@pytest.mark.parametrize("name", ["ct_lung", "ct_lung_nodule"])
+def test_models_that_come_with_all_their_files_load(name):
+    assert len(Bundles(device="cpu").get(default_folder() / name).digest) == 64
+
+
+def test_a_wrong_code_is_named_with_the_right_one():
+    lung = CodeEntry(value="39607008", scheme="SCT", meaning="Lungs")
+
+    assert "means 'Lung'" in fault(lung)
+    assert "is not in DICOM's lists" in fault(lung.model_copy(update={"value": "4711", "meaning": "Lungg"}))
+    assert fault(lung.model_copy(update={"meaning": "Lung"})) == ""
 
 
 # -- lungs --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 
 from dicom_node.errors import ModelRefused
 
-_OWN: dict[str, str] = {}  # name -> "module:class"
+_OWN = {"meshnet": "workers.architectures.meshnet:MeshNet"}  # name -> "module:class"
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> torch.nn.Module:

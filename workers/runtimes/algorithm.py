@@ -11,10 +11,11 @@ from dicom_node.errors import ModelRefused
 from dicom_node.manifest import Manifest
 from workers.device import choose_device
 from workers.prediction import Model
+from workers.weights import weights_path
 
 
 def load(manifest: Manifest, folder: Path, device: str) -> Model:
-    """Return the algorithm, ready to run on `device`: auto, cpu or cuda:N."""
+    """Return the algorithm, ready to run on `device`; one that has weights is given the paths of the files."""
     name = f"workers.algorithms.{manifest.name}"
     try:
         module = importlib.import_module(name)
@@ -22,7 +23,8 @@ def load(manifest: Manifest, folder: Path, device: str) -> Model:
         if error.name != name:
             raise
         raise ModelRefused(f"{manifest.name}: there is no algorithm of this name") from error
-    model: Model = module.load(dict(manifest.parameters), choose_device(device))
+    files = [weights_path(folder, weights) for weights in manifest.weights]
+    model: Model = module.load(dict(manifest.parameters), choose_device(device), *([files] if files else []))
     return model
 
 

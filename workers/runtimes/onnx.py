@@ -23,6 +23,7 @@ def load(manifest: Manifest, folder: Path, device: str) -> Model:
         raise ModelRefused(f"{manifest.name}: runtime onnx needs pip install 'dicom-node[onnx]'") from error
     where = choose_device(device)
     file = manifest.weights[0].file
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     available = onnxruntime.get_available_providers()
