@@ -22,6 +22,7 @@ class Reason(StrEnum):
     SPACING_OUT_OF_RANGE = "spacing_out_of_range"
     GEOMETRY_UNUSABLE = "geometry_unusable"
     NO_PIXEL_DATA = "no_pixel_data"
+    NO_SUV = "no_suv"
     ORGAN_NOT_FOUND = "organ_not_found"
     MISSING_INPUT = "missing_input"
     BETTER_SERIES = "better_series"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,13 @@ import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import JPEGExtended12Bit
 
 from dicom_node.errors import InputRefused, NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.source import Source, SourceFrame
+
+_LONGEST = 120.0  # seconds for one file
 
 
 def read_source(paths: Sequence[Path]) -> Source:
@@ -58,7 +64,11 @@ def decoded(path: Path, header: Dataset, indices: list[int]) -> list[npt.NDArray
         InputRefused: no decoder here can decode it.
     """
     try:
+        if _is_extended_jpeg(header):
+            return _by_dcmtk(path, indices)
         return list(iter_pixels(path, indices=indices))
+    except InputRefused:
+        raise
     except Exception as error:
         # decoders of several libraries stand behind this, each with exceptions of its own
         if not _has_pixels(path):
@@ -66,6 +76,25 @@ def decoded(path: Path, header: Dataset, indices: list[int]) -> list[npt.NDArray
         syntax = header.file_meta.get("TransferSyntaxUID")
         name = syntax.name if syntax else "no stated transfer syntax"
         raise InputRefused(f"pixels in {name} cannot be decoded here: {type(error).__name__}") from error
+
+
+def _is_extended_jpeg(header: Dataset) -> bool:
+    """Return whether pixels are in JPEG of 12 bits, which no decoder among the node's libraries knows."""
+    return header.file_meta.get("TransferSyntaxUID") == JPEGExtended12Bit and int(header.get("BitsStored") or 8) > 8
+
+
+def _by_dcmtk(path: Path, indices: list[int]) -> list[npt.NDArray[Any]]:
+    """Return frames as DCMTK decodes them; raise InputRefused where it is not installed, or cannot."""
+    program = shutil.which("dcmdjpeg")
+    if program is None:
+        raise InputRefused(f"pixels in {JPEGExtended12Bit.name} of 12 bits need dcmdjpeg: apt-get install dcmtk")
+    with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:  # of mode 0700
+        plain = Path(folder) / "plain.dcm"
+        command = [program, "--quiet", "--conv-never", str(path), str(plain)]
+        done = subprocess.run(command, capture_output=True, timeout=_LONGEST, check=False)  # noqa: S603 - no shell
+        if done.returncode != 0 or not plain.is_file():
+            raise InputRefused(f"pixels in {JPEGExtended12Bit.name} cannot be decoded by dcmdjpeg")
+        return list(iter_pixels(plain, indices=indices))
 
 
 def _has_pixels(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from dicom_node.images import decoded, source_of
 from dicom_node.manifest import InputSlot
 from dicom_node.selection import stack_objections
 from dicom_node.source import Source, SourceFrame
+from dicom_node.suv import suv_factor
 from workers.frames import frames_of
 from workers.prediction import Grid
 from workers.slices import Slice, flat_header, read_header, require_one_series, slices_of
@@ -86,7 +87,8 @@ def load(paths: Sequence[Path], slot: InputSlot | None = None) -> Volume:
             return Volume(source, grid, notes=(left_out,) if left_out else ())
         pieces = [piece for number, header in enumerate(headers) for piece in slices_of(number, header)]
         stack = best_stack(pieces, lambda piece: slot is None or _suits(piece, headers, slot))
-        values = _decoded(paths, headers, stack.slices, pool)
+        factors = {piece.instance: _factor(headers[piece.instance], slot) for piece in stack.slices}
+        values = _decoded(paths, headers, stack.slices, factors, pool)
     used = list(dict.fromkeys(piece.instance for piece in stack.slices))
     place = {number: index for index, number in enumerate(used)}
     source = source_of(
@@ -98,6 +100,12 @@ def load(paths: Sequence[Path], slot: InputSlot | None = None) -> Volume:
     return Volume(source, grid, order, flipped, stack.left_out)
 
 
+def _factor(header: Dataset, slot: InputSlot | None) -> float:
+    """Return what makes SUVbw of a PET's values, where a model takes PET."""
+    pet = slot is not None and "PT" in slot.modality and header.get("Modality") == "PT"
+    return suv_factor(header) if pet else 1.0
+
+
 def _suits(piece: Slice, headers: Sequence[Dataset], slot: InputSlot) -> bool:
     header = flat_header(headers[piece.instance], piece.frame_number)
     return not any(True for _ in stack_objections(header, slot))
@@ -107,10 +115,14 @@ def _suits(piece: Slice, headers: Sequence[Dataset], slot: InputSlot) -> bool:
 
 
 def _decoded(
-    paths: Sequence[Path], headers: Sequence[Dataset], slices: Sequence[Slice], pool: ThreadPoolExecutor
+    paths: Sequence[Path],
+    headers: Sequence[Dataset],
+    slices: Sequence[Slice],
+    factors: Mapping[int, float],
+    pool: ThreadPoolExecutor,
 ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
     """Return rescaled values of shape `(slices, rows, columns)`: int16 where that is exact, else float32."""
-    whole = all(piece.fits_int16 for piece in slices)
+    whole = all(piece.fits_int16 for piece in slices) and set(factors.values()) == {1.0}
     values = np.empty((len(slices), *slices[0].shape), np.int16 if whole else np.float32)
     by_instance: dict[int, list[int]] = defaultdict(list)
     for index, piece in enumerate(slices):
@@ -123,6 +135,8 @@ def _decoded(
             raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
         for index, stored in zip(indices, decoded(paths[number], headers[number], frames), strict=True):
             values[index] = _rescaled(stored, slices[index], headers[number], values.dtype)
+            if factors[number] != 1.0:
+                values[index] *= factors[number]
 
     list(pool.map(fill, by_instance.items()))
     return values
