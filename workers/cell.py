@@ -9,6 +9,7 @@ import os
 import re
 import select
 import shutil
+import site
 import subprocess
 import sys
 import tempfile
@@ -172,13 +173,14 @@ class _Child:
     def _environment(self) -> dict[str, str]:
         home = str(self._work)
         path = [str(Path(__file__).resolve().parents[1]), *(str(package.parent) for package in self._packages)]
-        own = {
+        own: dict[str, str] = {
             "HOME": home,
             "TMPDIR": home,
             "XDG_CACHE_HOME": home,
             "USER": "model",  # libraries ask for it, and would look it up in a file that is not theirs to read
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)),
             "PYTHONDONTWRITEBYTECODE": "1",
+            **({"PYTHONUSERBASE": site.getuserbase()} if site.ENABLE_USER_SITE else {}),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS does not repeat itself
         }
         return {name: value for name, value in os.environ.items() if _KEPT.match(name)} | own

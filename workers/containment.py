@@ -94,11 +94,16 @@ def walls() -> Walls:
 
 
 def installation() -> tuple[str, ...]:
-    """Return where Python and its packages lie, and of a checkout the node's own two packages."""
+    """Return where Python and its packages lie, and of a checkout the node's own two packages.
+
+    Not all of a prefix: whoever keeps the node's data beside its environment keeps it from its models all the same.
+    """
     own = Path(__file__).resolve().parent
-    paths = [sys.prefix, sys.base_prefix, *site.getsitepackages(), *sysconfig.get_paths().values()]
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [os.path.join(prefix, name) for prefix in (sys.prefix, sys.base_prefix) for name in ("lib", "lib64")]
+    paths += [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     paths += [str(own), str(own.parent / "dicom_node")]
-    return tuple(dict.fromkeys(os.path.realpath(path) for path in paths if path and path != "/"))
+    return tuple(dict.fromkeys(os.path.realpath(path) for path in paths))
 
 
 def die_with_parent(parent: int) -> None:

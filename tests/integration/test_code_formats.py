@@ -19,7 +19,7 @@ from tests.conformance.cases import GEOMETRIES
 from tests.integration import formats
 from tests.integration.formats import DETECT, SEGMENT, model_folder
 from workers.bundle import Bundles
-from workers.containment import walls
+from workers.containment import Walls, walls
 from workers.volume import load
 
 SMALL = {"slices": 20, "size": (48, 64), "spacing": (12.0, 6.6, 5.6), "noise": 0.0}
@@ -178,6 +178,19 @@ def test_an_nnunet_folder_without_its_plans_is_refused_by_name(tmp_path, bundles
 
     with pytest.raises(ModelRefused, match=r"plans\.json"):
         bundles.get(folder)
+
+
+def test_totalsegmentator_answers_on_the_voxels_of_the_grid_and_starts_nothing(tmp_path, regular, bundles):
+    pytest.importorskip("totalsegmentator")
+    trained = "Dataset297_TotalSegmentator_total_3mm_1559subj/nnUNetTrainer_4000epochs_NoMirroring__nnUNetPlans"
+    own = formats.nnunet([3.0, 3.0, 3.0], [64, 64, 64], step=False)
+    files = {f"{trained}__3d_fullres/{name}": content for name, content in own.items()}
+    rest = 'parameters = { task = "total", fast = true }\n' + SEGMENT.format(axes="SPL")
+    folder = model_folder(tmp_path, "totalsegmentator", files, rest)
+
+    labels = bundles.get(folder).model(regular.grid, nothing).labels
+
+    lies_on(labels, regular.grid.values > formats.MEAN)
 
 
 # -- MONAI --------------------------------------------------------------------------------------------------------
@@ -429,6 +442,24 @@ def test_one_byte_changed_is_refused_at_every_load_and_a_security_event(tmp_path
 
     assert np.array_equal(still, sound)
     assert ("critical", "model.tampered") in [(line["log_level"], line["event"]) for line in logs]
+
+
+def test_what_runs_no_code_runs_without_walls_too_and_that_is_said_once(tmp_path, regular):
+    content = io.BytesIO()
+    torch.jit.save(torch.jit.trace(Edge(), torch.zeros(1, 1, 8, 10, 12)), content)
+    rest = SEGMENT.format(axes="SPL")
+    first, second = (
+        model_folder(tmp_path, "torchscript", {"net.pt": content.getvalue()}, rest, name=name)
+        for name in ("first", "second")
+    )
+    bundles = Bundles(device="cpu", found=Walls(0, seccomp=False))
+
+    with capture_logs() as logs:
+        for folder in (first, second):
+            assert bundles.get(folder).model(regular.grid, nothing).labels.any()
+    bundles.close()
+
+    assert [line["log_level"] for line in logs if line["event"] == "model.not_contained"] == ["warning"]
 
 
 def test_a_file_that_the_manifest_does_not_name_is_not_there(tmp_path, bundles):
