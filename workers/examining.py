@@ -24,7 +24,7 @@ from dicom_node.findings import Finding, Findings, Segment
 from dicom_node.forms import Form
 from dicom_node.labelling import Context, ModelIdentity, digest_of_input
 from dicom_node.manifest import Example, Manifest, Range
-from dicom_node.results import ORDER, encode_all
+from dicom_node.results import encode_all
 from dicom_node.results.drawing import number
 from dicom_node.selfcheck import require_sound
 from workers.bundle import Bundle, Bundles
@@ -97,7 +97,7 @@ def _run(bundle: Bundle, volume: Volume, example: Example) -> Iterator[Line]:
     yield Line("run", "", f"{seconds:.1f} s, {peak:.0f} MiB at most", True)
     findings = findings_of(guarded(prediction, volume.grid, bundle.manifest), volume, bundle.manifest, context)
     yield from compared(findings, example, bundle.manifest)
-    kinds = [kind for kind in ORDER if kind in bundle.manifest.results and (volume.grid.placed or kind in _FLAT)]
+    kinds = [kind for kind in _KINDS if kind in bundle.manifest.results]
     results = encode_all(kinds, findings, volume.source, context, (Form(),))
     contents = []
     for result in results:
@@ -109,7 +109,7 @@ def _run(bundle: Bundle, volume: Volume, example: Example) -> Iterator[Line]:
     yield Line("results", "sound", written or "none", bool(written))
 
 
-_FLAT = frozenset({"sr", "gsps", "sc", "kos"})
+_KINDS = ("seg", "sr", "gsps", "sc", "pm")
 
 
 def compared(findings: Findings, example: Example, manifest: Manifest) -> Iterator[Line]:

@@ -24,6 +24,7 @@ from dicom_node.results.rendering import aspect, is_colour, window_of
 _SERIES_OFFSET = 12
 _FINDINGS = "FINDINGS"
 _MOST_POINTS = 4000  # of one outline: explicit VR gives a value of FL no more than 64 KiB
+_MOST_OUTLINES = 100  # of one segment on one image, the largest: more are noise, and take viewers a minute to draw
 _LABEL_ROWS = 0.04  # height of a label, of the image
 
 Transform = tuple[float, float]
@@ -146,7 +147,8 @@ def _annotations(frames: Sequence[int], layers: dict[str, Any], work: Work) -> I
         key = None if number in outlined else box_of(segment, work.findings)
         for frame in (frame for frame in _frames(segment, work) if frame in frames):
             mask = work.findings.labels[segment.layer][frame] == segment.value
-            lines = [_line(contour, segment) for contour in contours(mask)]
+            largest = sorted(contours(mask), key=len, reverse=True)[:_MOST_OUTLINES]
+            lines = [_line(contour, segment) for contour in largest]
             texts = [_label(segment, key, work)] if key and key.frame == frame else []
             yield _annotation(frame, layers[_layer_name(number)], lines, texts, work)
     for finding in work.findings.findings:
