@@ -29,6 +29,7 @@ class Reason(StrEnum):
     OTHER_FRAME_OF_REFERENCE = "other_frame_of_reference"
     VOLUME_OUT_OF_RANGE = "volume_out_of_range"
     IN_PIECES = "in_pieces"
+    NOTHING_AROUND = "nothing_around"
     CUT_OFF = "cut_off"
     UNSURE = "unsure"
 

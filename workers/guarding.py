@@ -15,6 +15,8 @@ from workers.prediction import Grid, Prediction
 from workers.quantities import Mask, volumes_by_value
 
 _TOUCHING = np.ones((3, 3, 3), bool)
+_ENDS = (0.5, 99.5)  # percentiles that are taken for black and white
+_SIGNAL = 0.15  # of the way from black to white: darker is air, or bone in MR
 
 
 def guarded(prediction: Prediction, grid: Grid, manifest: Manifest) -> Prediction:
@@ -46,6 +48,11 @@ def _judged(mask: Mask, guard: Guard, label: str, certainty: float | None, grid:
         raise NotApplicable(
             Reason.UNSURE, f"{label}: mean probability {certainty:.2f}, at least {guard.confidence:.2f} is needed"
         )
+    if guard.surroundings > 0 and (around := _around(mask, grid)) < guard.surroundings:
+        raise NotApplicable(
+            Reason.NOTHING_AROUND,
+            f"{label}: tissue around it is {around:.0%} of its volume, at least {guard.surroundings:.0%} is plausible",
+        )
     if guard.border != "allow" and (edges := _touched(mask)):
         if guard.border == "refuse":
             raise NotApplicable(Reason.CUT_OFF, f"{label} reaches the edge of the images ({', '.join(edges)})")
@@ -62,6 +69,13 @@ def _judge_pieces(mask: Mask, guard: Guard, label: str) -> None:
             Reason.IN_PIECES,
             f"{label}: {largest:.0%} in the largest piece, at least {guard.largest_component:.0%} is plausible",
         )
+
+
+def _around(mask: Mask, grid: Grid) -> float:
+    """Return how much is bright outside a mask, two voxels away from it at least, as a part of the mask."""
+    low, high = np.percentile(grid.values[::2, ::2, ::2], _ENDS)
+    bright = grid.values > low + _SIGNAL * (high - low)
+    return float((bright & ~ndimage.binary_dilation(mask, iterations=2)).sum() / mask.sum())
 
 
 _EDGES = (("below", "above"), ("in front", "behind"), ("right", "left"))  # first and last of k, j, i

@@ -98,11 +98,14 @@ class Outputs(Frozen):
 class Guard(Frozen):
     """When a segment cannot be right. Beyond `volume` (ml), in more than `components` pieces, with less than
     `largest_component` (0..1) in one piece or below `confidence` (mean probability) the model does not apply.
-    A segment that touches the edge of the images is allowed, makes the result partial, or is refused.
+    So it does where what is bright around the segment is less than `surroundings` of its volume: a brain has a scalp
+    and a face around it, a melon has not. A segment that touches the edge of the images is allowed, makes the result
+    partial, or is refused.
     """
 
     volume: Range = Range()
     components: Annotated[int, Field(ge=1)] | None = None
     largest_component: Fraction = 0.0
     confidence: Fraction = 0.0
+    surroundings: Annotated[float, Field(ge=0)] = 0.0
     border: Literal["allow", "partial", "refuse"] = "allow"

@@ -142,6 +142,7 @@ def test_every_code_of_a_measurement_exists(constants):
         ("volume = { min = 5000 }", Reason.VOLUME_OUT_OF_RANGE),
         ("volume = { max = 1 }", Reason.VOLUME_OUT_OF_RANGE),
         ("confidence = 0.9", Reason.UNSURE),
+        ("surroundings = 1000.0", Reason.NOTHING_AROUND),
     ],
 )
 def test_what_cannot_be_right_does_not_apply(labels, volume, guard, reason):

@@ -27,8 +27,6 @@ _MEAN, _DEVIATION = 0.449, 0.226  # of intensities in the networks' training
 _MARGIN = 0.1  # of the brain's box, added on each side
 _PRESENT = 0.02  # of a plane: less brain is none
 _PROBABLE = 0.5
-_LEAST_AROUND = 0.25  # of the brain's volume: scalp, face and neck; a melon has none of it
-_SIGNAL = 0.15  # of the bright end: darker is air, or bone
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,24 +50,21 @@ class MrBrain:
     device: torch.device
 
     def __call__(self, grid: Grid, progress: Progress) -> Prediction:
-        """Return label 1 (brain); raise NotApplicable where there is no head with a brain in it."""
+        """Return label 1 (brain); raise NotApplicable where there is none."""
         volume = np.ascontiguousarray(_to_ras(np.nan_to_num(grid.values.astype(np.float32))))
         with torch.inference_mode():
-            probability, scaled = self._probability(torch.from_numpy(volume).to(self.device), progress)
+            probability = self._probability(torch.from_numpy(volume).to(self.device), progress)
         mask = _largest(probability > _PROBABLE)
         if not mask.any():
             raise NotApplicable(Reason.ORGAN_NOT_FOUND, "no brain")
         mask = ndimage.binary_fill_holes(mask)
-        _require_head(mask, scaled)
         certainty = float(probability[mask].mean())
         progress(1.0)
         labels = np.ascontiguousarray(_from_ras(mask.astype(np.uint8)))
         return Prediction(labels=labels, certainty={BRAIN: certainty}, parameters={"threshold": f"{_PROBABLE:g}"})
 
-    def _probability(
-        self, volume: torch.Tensor, progress: Progress
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return the probability of brain for each voxel, and the volume from black (0) to white (1)."""
+    def _probability(self, volume: torch.Tensor, progress: Progress) -> npt.NDArray[np.float32]:
+        """Return the probability of brain for each voxel."""
         coarse = _resized(volume, _COARSE)
         low, high = torch.quantile(coarse, _DARKEST), torch.quantile(coarse, _BRIGHTEST)
         if high <= low:
@@ -81,7 +76,8 @@ class MrBrain:
         progress(0.9)
         probability = torch.zeros_like(volume)
         probability[box] = _resized(second, tuple(volume[box].shape))
-        return probability.cpu().numpy(), ((volume - low) / (high - low)).clamp(0, 1).cpu().numpy()
+        made: npt.NDArray[np.float32] = probability.cpu().numpy()
+        return made
 
 
 def _resized(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -115,14 +111,6 @@ def _box_of(mask: Mask, shape: Sequence[int]) -> tuple[slice, ...]:
         half = round((1 + 2 * _MARGIN) * (present[-1] + 1 - present[0]) * factor) / 2
         box.append(slice(max(int(centre - half), 0), min(int(centre + half), size)))
     return tuple(box)
-
-
-def _require_head(mask: Mask, scaled: npt.NDArray[np.float32]) -> None:
-    """Raise NotApplicable where hardly anything bright lies around the brain: fruit has no scalp, face or neck."""
-    around = float(((scaled > _SIGNAL) & ~ndimage.binary_dilation(mask, iterations=2)).sum() / mask.sum())
-    if around < _LEAST_AROUND:
-        detail = f"tissue around it is {around:.0%} of its volume, of a head at least {_LEAST_AROUND:.0%}"
-        raise NotApplicable(Reason.ORGAN_NOT_FOUND, detail)
 
 
 # -- axes: the grid runs to the head, the back and the left; the networks were trained to the right, front and head ----
