@@ -6,7 +6,8 @@ import hashlib
 import importlib
 import importlib.metadata
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Bundles:
         self._loaded: dict[tuple[Path, str], Bundle] = {}
         self._lock = threading.Lock()
         self._warned = False
+        weakref.finalize(self, _end, self._loaded)  # whoever forgets to close leaves no files behind
         sweep()
 
     def get(self, folder: Path) -> Bundle:
@@ -67,8 +69,7 @@ class Bundles:
     def close(self) -> None:
         """End every contained model."""
         with self._lock:
-            for _, model in self._contained():
-                model.end()
+            _end(self._loaded)
             self._loaded.clear()
 
     def _load(self, found: ModelFolder) -> Bundle:
@@ -125,6 +126,12 @@ class Bundles:
 
 
 # -- what is loaded is what was verified --------------------------------------------------------------------------
+
+
+def _end(loaded: Mapping[tuple[Path, str], Bundle]) -> None:
+    for bundle in loaded.values():
+        if isinstance(bundle.model, ContainedModel):
+            bundle.model.end()
 
 
 def _runtime(manifest: Manifest) -> Any:

@@ -38,6 +38,7 @@ _MOST_FILES = 10_000
 _MEGABYTE = 1 << 20
 _PREFIX = "dicom-node-model-"
 _CHUNK = 1 << 16
+_FRESH = 60.0  # seconds in which a folder may not be locked yet by who made it
 _SILENCE: dict[str, Any] = {}
 
 # what a child sees of the environment: no password, no address of a database or a broker is among it
@@ -247,7 +248,8 @@ class _Child:
             error = _words(message.get("error"))
             error = error if error.isidentifier() else "an error"
             places = message.get("places")
-            log.error("model.failed", model=name, error=error, places=[_words(at) for at in places or []][:8])
+            shown = [_words(at) for at in places[:8]] if isinstance(places, list) else []
+            log.error("model.failed", model=name, error=error, places=shown)
             raise ModelRefused(f"{name}: the model failed with {error}")
         raise ModelRefused(f"{name}: the model's process does not keep to the protocol")
 
@@ -340,11 +342,11 @@ def sweep() -> None:
         except OSError:
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(descriptor).st_mtime > _FRESH:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(folder)
         except OSError:
             continue
-        else:
-            _remove(folder)
         finally:
             os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -281,9 +282,29 @@ def test_it_sees_no_descriptor_and_no_variable_of_the_worker(tmp_path, write_mod
         ),
         ("import os, sys\n    while True: os.write(int(sys.argv[1]), b'x' * 65536)", {}, "protocol"),
         ('import os, sys\n    os.write(int(sys.argv[1]), b\'{"said": "answer"}\\n\')', {}, "cannot be read"),
+        (
+            'import os, sys\n    os.write(int(sys.argv[1]), b\'{"said": "failed", "error": 3, "places": 5}\\n\')',
+            {},
+            "failed with an error",
+        ),
+        ("import os, sys\n    os.write(int(sys.argv[1]), b'[' * 9999 + b'\\n')", {}, "protocol"),
         ("return 3", {}, "no Prediction"),
     ],
-    ids=["memory", "one block", "files", "loop", "stopped", "crash", "exit", "noise", "flood", "forged", "no answer"],
+    ids=[
+        "memory",
+        "one block",
+        "files",
+        "loop",
+        "stopped",
+        "crash",
+        "exit",
+        "noise",
+        "flood",
+        "forged",
+        "odd",
+        "deep",
+        "no answer",
+    ],
 )
 def test_the_worker_lives_and_says_why_the_model_does_not(write_model, bundles, body, limits, said):
     folder = write_model(f"def model(grid):\n    {body}\n", **limits)
@@ -360,6 +381,9 @@ def test_it_dies_with_the_worker_whose_leavings_the_next_one_removes(tmp_path, w
     assert not Path(f"/proc/{pid}").exists()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     sweep()
+    [left] = scratch.iterdir()  # it is fresh: somebody may be making it
+    os.utime(left, (1, 1))
+    sweep()
     assert list(scratch.iterdir()) == []
 
 
@@ -415,6 +439,19 @@ def test_the_model_that_was_used_longest_ago_makes_room(write_model):
     assert two.model.pid is not None
     bundles.close()
     assert two.model.pid is None
+
+
+def test_bundles_that_nobody_closes_leave_nothing(tmp_path, write_model, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    bundles = Bundles(device="cpu")
+    pid = bundles.get(write_model(ANSWER)).model.pid
+
+    del bundles
+    gc.collect()
+
+    assert not Path(f"/proc/{pid}").exists()
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_models_that_fit_stay(write_model):
