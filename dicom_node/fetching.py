@@ -7,8 +7,9 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
+from http.client import HTTPException, HTTPMessage
 from pathlib import Path
+from typing import IO
 
 from dicom_node.errors import ModelRefused, Unavailable
 
@@ -27,8 +28,7 @@ def fetch(url: str, target: Path, sha256: str, progress: Progress) -> None:
         Unavailable: the server does not answer, or stopped in the middle.
         ModelRefused: the address is not https, or what is there is another file.
     """
-    if not url.startswith("https://"):
-        raise ModelRefused(f"{url}: only https is fetched")
+    _require_https(url)
     part = target.with_name(f".{target.name}.part")
     try:
         digest = _download(url, part, progress)
@@ -41,9 +41,25 @@ def fetch(url: str, target: Path, sha256: str, progress: Progress) -> None:
         part.unlink(missing_ok=True)
 
 
+def _require_https(url: str) -> None:
+    if not url.lower().startswith("https://"):
+        raise ModelRefused(f"{url}: only https is fetched")
+
+
+class OnlyHttps(urllib.request.HTTPRedirectHandler):
+    """Follows a server that sends us elsewhere, but not out of https."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the request for the other place; raise ModelRefused where that is not https."""
+        _require_https(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _download(url: str, part: Path, progress: Progress) -> str:
     digest, done = hashlib.sha256(), 0
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, part.open("wb") as file:  # noqa: S310 - https, above
+    with urllib.request.build_opener(OnlyHttps).open(url, timeout=_TIMEOUT) as answer, part.open("wb") as file:
         total = int(answer.headers.get("Content-Length") or 0)
         while chunk := answer.read(_CHUNK):
             done += len(chunk)

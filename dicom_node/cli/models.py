@@ -37,6 +37,7 @@ def list_models(settings: SettingsOption = None, as_json: JsonOption = False) ->
             "runtime": model.manifest.runtime,
             "trusted": model.manifest.trusted,
             "licence": model.manifest.licence,
+            "digest": model.digest,
             "missing": [weights.file for weights in model.manifest.weights if not _is_there(model.folder, weights)],
         }
         for name, model in found.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -138,6 +139,9 @@ def test_published_weights_are_installed_from_a_folder_and_only_those(shared_dat
         return CliRunner().invoke(app, ["models", *arguments, "--settings", str(settings)])
 
     assert "models add brain_mask" in run("list").stdout.replace("\n", " ")
+    (listed,) = json.loads(run("list", "--json").stdout)
+    assert listed["digest"] == read_model(folder).digest
+    assert listed["missing"] == ["mindgrab.safetensors"]
     with pytest.raises(ModelRefused, match="models add brain_mask"):
         Bundles(device="cpu").get(folder)
 

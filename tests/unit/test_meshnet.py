@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.numpy import load as read_safetensors
 from safetensors.torch import load as load_safetensors
 
+from dicom_node.catalogue import default_folder, read_model
 from dicom_node.conversion import safetensors, tfjs_meshnet
 from dicom_node.errors import ModelRefused
 from workers.architectures import build
@@ -82,6 +84,52 @@ def test_torch_says_what_the_published_weights_say(activation, normalised):
 
     wanted = evaluated(volume[..., None].astype(float), weights, activation, normalised)
     assert np.abs(said - wanted.transpose(3, 0, 1, 2)).max() < 1e-4
+
+
+def defined(model, content, values):
+    """Yield what each layer of a published `model.json` says of `values`, in float64; its norms have no weights."""
+    weights, place = {}, 0
+    for entry in model["weightsManifest"][0]["weights"]:
+        count = math.prod(entry["shape"])
+        weights[entry["name"]] = np.frombuffer(content, "<f4", count, place).reshape(entry["shape"]).astype(float)
+        place += 4 * count
+    erf = np.vectorize(math.erf)
+    said = {
+        "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
+        "gelu": lambda x: 0.5 * x * (1 + erf(x / np.sqrt(2))),
+    }
+    for layer in model["modelTopology"]["model_config"]["config"]["layers"][1:]:
+        config = layer["config"]
+        if layer["class_name"] == "Activation":
+            values = said[config["activation"]](values)
+            continue
+        name, dilation = config["name"], config["dilation_rate"][0]
+        values = convolved(values, weights[f"{name}/kernel"], weights.get(f"{name}/bias"), dilation)
+        yield values
+        if name.endswith("_gn"):
+            values = (values - values.mean(axis=(0, 1, 2))) / np.sqrt(values.var(axis=(0, 1, 2)) + 1e-5)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("brain_mask", "mindgrab"), ("mr_brain_structures", "model30chan18cls")])
+def test_the_published_networks_say_layer_for_layer_what_their_definition_says(shared_data, name, folder):
+    files = {path.name: path.read_bytes() for path in (shared_data / "brainchop" / folder).iterdir()}
+    manifest = read_model(default_folder() / name).manifest
+    converted = tfjs_meshnet(files)
+    network = build(manifest.architecture.name, manifest.architecture.arguments).eval()
+    network.load_state_dict(load_safetensors(converted))
+    said = []
+    for layer in [*network.layers, network.output]:
+        layer.register_forward_hook(lambda layer, given, made: said.append(made[0].numpy().copy()))
+    volume = np.random.default_rng(1).random((14, 12, 13)).astype(np.float32)
+
+    with torch.inference_mode():
+        network(torch.from_numpy(volume)[None, None])
+
+    wanted = list(defined(json.loads(files["model.json"]), files["model.bin"], volume[..., None].astype(float)))
+    assert hashlib.sha256(converted).hexdigest() == manifest.weights[0].sha256
+    assert len(said) == len(wanted)
+    for ours, theirs in zip(said, wanted, strict=True):
+        assert np.abs(ours - theirs.transpose(3, 0, 1, 2)).max() < 1e-5 * np.abs(theirs).max()
 
 
 def test_the_same_files_make_the_same_bytes():
