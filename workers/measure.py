@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from rich.table import Table
 from dicom_node import log
 from dicom_node.catalogue import default_folder
 from dicom_node.demo.phantom import Phantom, dice, make_thorax, write_series
+from dicom_node.errors import ModelRefused, SettingsError
 from workers.bundle import Bundle, Bundles
+from workers.guarding import guarded
 from workers.prediction import Detection, Grid, Prediction
 from workers.quantities import volumes_by_value
 from workers.volume import Volume, load
@@ -46,13 +49,21 @@ LUNG_VARIANTS: dict[str, dict[str, object]] = {
 
 
 def measure(
-    model: Annotated[str, typer.Argument(help="ct_lung or ct_lung_nodule")],
-    folder: Annotated[Path | None, typer.Argument(help="A chest CT to measure on; by default phantoms.")] = None,
+    model: Annotated[str, typer.Argument(help="A model that comes with the node.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="A series to measure on; for lungs by default phantoms.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of places and phantoms.")] = 1,
+    models: Annotated[Path | None, typer.Option(help="Where the models lie, if elsewhere.")] = None,
 ) -> None:
-    """Measure a model on phantoms of known truth, or on a real chest CT with nodules inserted."""
+    """Measure a model on phantoms of known truth, or on a real series: a chest CT with nodules inserted, a head."""
     log.configure()
-    bundle = Bundles(device="auto").get(default_folder() / model)
+    if model not in ("ct_lung", "ct_lung_nodule"):
+        if folder is None:
+            raise SettingsError(f"{model}: there is no phantom of it; name a folder with a series")
+        console.print(_head_table(models or default_folder(), model, folder))
+        return
+    bundle = Bundles(device="auto").get((models or default_folder()) / model)
     if model == "ct_lung":
         console.print(_lung_table(bundle, folder))
     else:
@@ -99,6 +110,51 @@ def _sizes_and_seconds(bundle: Bundle, volume: Volume) -> tuple[npt.NDArray[np.u
 def _loaded(phantom: Phantom) -> Volume:
     with tempfile.TemporaryDirectory() as folder:
         return load(write_series(phantom, Path(folder)))
+
+
+# -- heads --------------------------------------------------------------------------------------------------------
+
+_OTHER = {"mr_brain": "brain_mask", "brain_mask": "mr_brain"}  # networks of different makers for the same thing
+
+
+def _head_table(models: Path, name: str, folder: Path) -> Table:
+    """Return a volume for each segment, the time and memory that it took, and what another model says of it."""
+    bundles = Bundles(device="auto")
+    bundle = bundles.get(models / name)
+    manifest = bundle.manifest
+    volume = load(sorted(folder.rglob("*.dcm")), manifest.input)
+    started = time.perf_counter()
+    prediction = bundle.model(volume.grid, lambda part: None)
+    seconds = time.perf_counter() - started
+    bundles.close()
+    table = Table("segment", "mL", title=f"{seconds:.0f} s, {_most_held():.1f} GB at most")
+    labels = guarded(prediction, volume.grid, manifest).labels
+    if labels is None:
+        raise ModelRefused(f"{name} answers without segments: there is nothing to measure")
+    sizes = volumes_by_value(labels, volume.grid)
+    for value, output in manifest.outputs.segments.items():
+        table.add_row(output.label, f"{sizes.get(value, 0) / 1000:.1f}")
+    if name in _OTHER:
+        table.add_row(f"Dice with {_OTHER[name]}", _agreement(models / _OTHER[name], volume, labels == 1))
+    return table
+
+
+def _most_held() -> float:
+    """Return the most memory (GB) that this process or an ended model's held."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e6
+
+
+def _agreement(other: Path, volume: Volume, mask: npt.NDArray[np.bool_]) -> str:
+    bundles = Bundles(device="auto")
+    try:
+        bundle = bundles.get(other)
+    except ModelRefused as error:
+        return str(error)
+    if volume.grid.modality not in bundle.manifest.input.modality:
+        return f"takes no {volume.grid.modality}"
+    labels = bundle.model(volume.grid, lambda part: None).labels
+    bundles.close()
+    return "" if labels is None else f"{dice(mask, labels == 1):.3f}"
 
 
 # -- nodules ------------------------------------------------------------------------------------------------------
