@@ -23,7 +23,7 @@ import torch
 
 from dicom_node.errors import ModelRefused, NodeError, NotApplicable
 from dicom_node.findings import Reason
-from dicom_node.manifest import Manifest
+from dicom_node.manifest import Intensity, Manifest
 from workers.affine import Matrix, ras_affine, regular
 from workers.answering import Found, detections, labelled, surest
 from workers.device import choose_device
@@ -32,7 +32,7 @@ from workers.prediction import Grid, Model, Prediction, Progress
 from workers.preparing import Prepared, prepare
 from workers.provenance import digest_of_networks
 
-_CANONICAL = "SPL"
+_AS_IT_IS = {"axes": "SPL", "spacing": None, "shape": None, "intensity": Intensity()}  # the bundle prepares it itself
 _KEYS = {"image": "image", "pred": "pred", "box": "box", "label": "label", "score": "label_scores"}
 _SURE = 60.0  # a logit that is a yes
 _FOLDERS = ("dataset_dir", "output_dir", "data_file_base_dir")
@@ -154,7 +154,7 @@ class _Bundle:
         if not grid.placed:
             raise NotApplicable(Reason.GEOMETRY_UNUSABLE, "frames without a place in the patient")
         settle(self._manifest.seed)
-        slots = [(name, slot.model_copy(update={"axes": _CANONICAL})) for name, slot in self._manifest.inputs.items()]
+        slots = [(name, slot.model_copy(update=_AS_IT_IS)) for name, slot in self._manifest.inputs.items()]
         slots[0] = slots[0][0], regular(grid, slots[0][1])
         prepared = prepare(grid, slots)
         affine = ras_affine(prepared)
