@@ -63,13 +63,24 @@ def _attempt(say: Say, act: Callable[[], None]) -> None:
         act()
     except NotApplicable as answer:
         say({"said": "not_applicable", "reason": str(answer.reason), "detail": answer.detail})
-    except NodeError as error:
-        say({"said": "refused", "message": str(error)})
-    except MemoryError:
-        say({"said": "memory"})
     except Exception as error:  # whatever a model raises
+        if _is_for_memory(error):
+            say({"said": "memory"})
+            return
+        if isinstance(error, NodeError):
+            say({"said": "refused", "message": str(error)})
+            return
         places = [f"{at.filename}:{at.lineno} {at.name}" for at in traceback.extract_tb(error.__traceback__)]
         say({"said": "failed", "error": type(error).__name__, "places": places[-8:]})
+
+
+def _is_for_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or what it was raised from, is that there is no more memory: libraries wrap it."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _orders() -> Iterator[dict[str, Any]]:
