@@ -1,9 +1,10 @@
-"""Standardised uptake values from the headers of PET images (QIBA's vendor-neutral pseudo-code for SUVbw, 2012)."""
+"""Standardised uptake values from the headers of PET images (QIBA's vendor-neutral pseudo-code for SUVbw)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,12 +13,24 @@ from pydicom import Dataset
 from dicom_node.errors import NotApplicable
 from dicom_node.findings import Reason
 
-_PHILIPS_SUV = (0x7053, 0x1000)  # documented in Philips' conformance statements: SUV scale factor of CNTS images
+_PHILIPS = (0x7053, "Philips PET Private Group")
+_PHILIPS_SUV, _PHILIPS_ACTIVITY = 0x00, 0x09  # from rescaled counts to SUVbw, and to Bq/ml
+_GE, _GE_SCAN = (0x0009, "GEMS_PETD_01"), 0x0D  # when the scan began, kept by series that were processed later
+
 _DAY = timedelta(days=1)
+_SCAN_BEFORE_INJECTION = timedelta(minutes=30)  # dynamic series begin before the tracer is given
+_HALF_LIVES = 10.0  # after so many nothing is left to see: the dates are not those of one examination
+_LEAST_DOSE = 1e5  # Bq; a smaller number was written in MBq
+_GREATEST_WEIGHT = 700.0  # kg; a greater number was written in g
+_CORRECTIONS = ("ATTN", "DECY")  # without them values are no activity concentrations
+_DATE_TIME = re.compile(r"(\d{8})(\d{2,6})(?:\.\d*)?([+-]\d{4})?")
 
 
-def suv_factor(header: Dataset) -> float:
+def suv_factor(header: Dataset, first: datetime | None = None) -> float:
     """Return what rescaled values of a PET image are multiplied by to become SUVbw, in g/ml.
+
+    `first` is when the earliest image of the series was acquired (see `first_acquisition`); without it this
+    image is taken for the earliest.
 
     Raises:
         NotApplicable: the units are others, or an element that the calculation needs is missing or makes no sense.
@@ -25,37 +38,58 @@ def suv_factor(header: Dataset) -> float:
     units = str(header.get("Units") or "").upper()
     if units not in _BY_UNITS:
         raise _missing("Units", f"are {units or 'not stated'}; SUV is known from BQML, GML and Philips' CNTS")
-    return _BY_UNITS[units](header)
+    corrected = _texts(header.get("CorrectedImage"))
+    lacking = [correction for correction in _CORRECTIONS if corrected and correction not in corrected]
+    if lacking:
+        raise _missing("CorrectedImage", f"does not say {' or '.join(lacking)}")
+    return _BY_UNITS[units](header, first)
 
 
-def _from_becquerel(header: Dataset) -> float:
+def first_acquisition(headers: Iterable[Dataset]) -> datetime | None:
+    """Return when the earliest image of a series was acquired; None where no image says."""
+    return min((moment for moment in map(_acquired, headers) if moment is not None), default=None)
+
+
+def _from_becquerel(header: Dataset, first: datetime | None) -> float:
     weight = _positive(header, "PatientWeight")  # kg
+    if weight > _GREATEST_WEIGHT:
+        raise _missing("PatientWeight", f"of {weight:g} kg makes no sense")
     injected = _radiopharmaceutical(header)
     dose = _positive(injected, "RadionuclideTotalDose")  # Bq at its start
-    half_life = _positive(injected, "RadionuclideHalfLife")  # s
+    if dose < _LEAST_DOSE:
+        raise _missing("RadionuclideTotalDose", f"of {dose:g} Bq makes no sense")
     correction = str(header.get("DecayCorrection") or "").upper()
     if correction == "ADMIN":
         decayed = dose
     elif correction == "START":
-        elapsed = _seconds_since_injection(header, injected)
-        decayed = dose * math.pow(2.0, -elapsed / half_life)
+        decayed = dose * math.pow(2.0, -_half_lives(header, injected, first))
     else:
         raise _missing("DecayCorrection", f"is {correction or 'not stated'}; START and ADMIN are known")
     return weight * 1000.0 / decayed
 
 
-def _from_philips(header: Dataset) -> float:
-    element = header.get(_PHILIPS_SUV)
-    factor = _number(element.value if element is not None else None)
-    if not factor:
-        raise _missing("Units", "are CNTS, and Philips' SUV scale factor (7053,1000) is not there")
-    return factor
+def _from_philips(header: Dataset, first: datetime | None) -> float:
+    factor = _number(_private(header, _PHILIPS, _PHILIPS_SUV))
+    if factor > 0:
+        return factor
+    activity = _number(_private(header, _PHILIPS, _PHILIPS_ACTIVITY))
+    if activity > 0:
+        return activity * _from_becquerel(header, first)
+    raise _missing("Units", "are CNTS, and Philips' scale factors (7053,1000) and (7053,1009) are not there")
 
 
-_BY_UNITS: Mapping[str, Callable[[Dataset], float]] = {
+def _from_grams(header: Dataset, first: datetime | None) -> float:
+    """Return 1: values are SUVbw already, unless they are SUV by another measure of the body (PS3.3 C.8.9.1)."""
+    kind = str(header.get("SUVType") or "BW").upper()
+    if kind != "BW":
+        raise _missing("SUVType", f"is {kind}; models are made for BW")
+    return 1.0
+
+
+_BY_UNITS: Mapping[str, Callable[[Dataset, datetime | None], float]] = {
     "BQML": _from_becquerel,
     "CNTS": _from_philips,
-    "GML": lambda header: 1.0,  # is SUVbw already
+    "GML": _from_grams,
 }
 
 
@@ -63,63 +97,144 @@ def _radiopharmaceutical(header: Dataset) -> Dataset:
     sequence = header.get("RadiopharmaceuticalInformationSequence")
     if not sequence:
         raise _missing("RadiopharmaceuticalInformationSequence")
+    if len(sequence) > 1:
+        raise _missing("RadiopharmaceuticalInformationSequence", f"names {len(sequence)} tracers")
     item: Dataset = sequence[0]
     return item
 
 
-def _seconds_since_injection(header: Dataset, injected: Dataset) -> float:
-    """Return the time from injection to the moment that the images are corrected to: the start of the scan.
+# -- how long the tracer had decayed ------------------------------------------------------------------------------
 
-    That is Series Time, unless the series was made after its images were acquired; then it is the first acquisition.
-    """
-    scan = _moment(header, "SeriesDate", "SeriesTime")
-    acquisition = _moment(header, "AcquisitionDate", "AcquisitionTime")
-    start = acquisition if scan is None or (acquisition is not None and scan > acquisition) else scan
-    if start is None:
-        raise _missing("SeriesTime")
-    administered = _date_time(injected.get("RadiopharmaceuticalStartDateTime"))
-    if administered is None:
-        time = _time(injected.get("RadiopharmaceuticalStartTime"))
-        if time is None:
-            raise _missing("RadiopharmaceuticalStartTime")
-        administered = datetime.combine(start.date(), time.time())
-        if administered > start:  # before midnight
-            administered -= _DAY
-    elapsed = (start - administered).total_seconds()
-    if elapsed < 0:
+
+def _half_lives(header: Dataset, injected: Dataset, first: datetime | None) -> float:
+    """Return the time from injection to the moment that the images are corrected to, in half-lives."""
+    half_life = _positive(injected, "RadionuclideHalfLife")  # s
+    start = _scan_start(header, first, half_life)
+    given = _given(header, injected, start)
+    if given > start + _SCAN_BEFORE_INJECTION:
         raise _missing("RadiopharmaceuticalStartDateTime", "is later than the scan")
-    return elapsed
+    passed = (start - given).total_seconds() / half_life
+    if passed > _HALF_LIVES:
+        raise _missing("RadiopharmaceuticalStartDateTime", f"is {passed:.0f} half-lives before the scan")
+    return passed
+
+
+def _scan_start(header: Dataset, first: datetime | None, half_life: float) -> datetime:
+    """Return when the scan began: Series Time, unless the series was made after its images were acquired.
+
+    Then it is GE's own element; or, as it is for Siemens, what Frame Reference Time counts from; or the first image.
+    """
+    series = _moment(header, "SeriesDate", "SeriesTime")
+    acquired = _acquired(header)
+    earliest = min((moment for moment in (first, acquired) if moment is not None), default=None)
+    if earliest is None:
+        if series is None:
+            raise _missing("SeriesTime")
+        return series
+    if series is not None and series <= earliest:
+        return series
+    of_ge = _date_time(_private(header, _GE, _GE_SCAN), header)
+    return of_ge or _counted_back(header, acquired, half_life) or earliest
+
+
+def _counted_back(header: Dataset, acquired: datetime | None, half_life: float) -> datetime | None:
+    """Return what Frame Reference Time counts from: it is the time of the average count rate within the frame."""
+    reference = _stated(header, "FrameReferenceTime") / 1000.0  # s
+    duration = _stated(header, "ActualFrameDuration") / 1000.0  # s
+    if acquired is None or reference <= 0 or duration <= 0:
+        return None
+    decay = math.log(2.0) / half_life
+    average = math.log(decay * duration / -math.expm1(-decay * duration)) / decay
+    return acquired + timedelta(seconds=average - reference)
+
+
+def _given(header: Dataset, injected: Dataset, start: datetime) -> datetime:
+    """Return when the tracer was injected; a time without a date is the last one before the scan."""
+    dated = _date_time(injected.get("RadiopharmaceuticalStartDateTime"), header)
+    if dated is not None:
+        return dated
+    given = _clock(injected.get("RadiopharmaceuticalStartTime"), start)
+    if given is None:
+        raise _missing("RadiopharmaceuticalStartTime")
+    return given if given <= start + _SCAN_BEFORE_INJECTION else given - _DAY
+
+
+def _acquired(header: Dataset) -> datetime | None:
+    return _moment(header, "AcquisitionDate", "AcquisitionTime") or _date_time(
+        header.get("AcquisitionDateTime"), header
+    )
+
+
+# -- values of elements -------------------------------------------------------------------------------------------
 
 
 def _moment(header: Dataset, date: str, time: str) -> datetime | None:
-    day, clock = str(header.get(date) or ""), _time(header.get(time))
-    if len(day) != 8 or clock is None:
-        return None
-    return datetime.combine(datetime.strptime(day, "%Y%m%d").date(), clock.time())
+    day = _parsed(str(header.get(date) or ""), "%Y%m%d")
+    return _clock(header.get(time), day) if day is not None else None
 
 
-def _time(value: Any) -> datetime | None:
+def _clock(value: Any, day: datetime) -> datetime | None:
     text = str(value or "").partition(".")[0].replace(":", "")
-    return datetime.strptime(text.ljust(6, "0"), "%H%M%S") if text else None
+    clock = _parsed(text.ljust(6, "0"), "%H%M%S") if text else None
+    return datetime.combine(day.date(), clock.time()) if clock is not None else None
 
 
-def _date_time(value: Any) -> datetime | None:
-    text = str(value or "").partition("+")[0].partition(".")[0]
-    return datetime.strptime(text[:14].ljust(14, "0"), "%Y%m%d%H%M%S") if len(text) >= 8 else None
+def _date_time(value: Any, header: Dataset) -> datetime | None:
+    """Return a DT in the zone of the header's other times; an offset counts where the header states its own."""
+    match = _DATE_TIME.fullmatch(str(value or "").strip())
+    if match is None:
+        return None
+    moment = _parsed(match[1] + match[2].ljust(6, "0"), "%Y%m%d%H%M%S")
+    zone = str(header.get("TimezoneOffsetFromUTC") or "")
+    if moment is None or not match[3] or not re.fullmatch(r"[+-]\d{4}", zone):
+        return moment
+    return moment - _offset(match[3]) + _offset(zone)
+
+
+def _offset(text: str) -> timedelta:
+    sign = -1 if text[0] == "-" else 1
+    return sign * timedelta(hours=int(text[1:3]), minutes=int(text[3:5]))
+
+
+def _parsed(text: str, form: str) -> datetime | None:
+    try:
+        return datetime.strptime(text, form)
+    except ValueError:
+        return None
+
+
+def _private(header: Dataset, block: tuple[int, str], element: int) -> Any:
+    try:
+        return header.private_block(*block)[element].value
+    except KeyError:
+        return None
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return the values of a text element of one value or several."""
+    return tuple(str(value).upper().split("\\")) if isinstance(value, str) else tuple(map(str, value or ()))
 
 
 def _positive(header: Dataset, keyword: str) -> float:
-    value = _number(header.get(keyword))
-    if not value or value <= 0:
+    value = _stated(header, keyword)
+    if value <= 0:
         raise _missing(keyword)
     return value
 
 
+def _stated(header: Dataset, keyword: str) -> float:
+    try:
+        return _number(header.get(keyword))
+    except Exception:
+        return 0.0  # what is no number: pydicom converts on access, with exceptions of several kinds
+
+
 def _number(value: Any) -> float:
     try:
-        return float(value) if value not in (None, "") else 0.0
+        number = float(value) if value not in (None, "") else 0.0
     except (TypeError, ValueError):
         return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _missing(keyword: str, why: str = "is missing, or makes no sense") -> NotApplicable:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from dicom_node.images import decoded, source_of
 from dicom_node.manifest import InputSlot
 from dicom_node.selection import stack_objections
 from dicom_node.source import Source, SourceFrame
-from dicom_node.suv import suv_factor
+from dicom_node.suv import first_acquisition, suv_factor
 from workers.frames import frames_of
 from workers.prediction import Grid
 from workers.slices import Slice, flat_header, read_header, require_one_series, slices_of
@@ -87,7 +88,8 @@ def load(paths: Sequence[Path], slot: InputSlot | None = None) -> Volume:
             return Volume(source, grid, notes=(left_out,) if left_out else ())
         pieces = [piece for number, header in enumerate(headers) for piece in slices_of(number, header)]
         stack = best_stack(pieces, lambda piece: slot is None or _suits(piece, headers, slot))
-        factors = {piece.instance: _factor(headers[piece.instance], slot) for piece in stack.slices}
+        first = first_acquisition(headers)
+        factors = {piece.instance: _factor(headers[piece.instance], slot, first) for piece in stack.slices}
         values = _decoded(paths, headers, stack.slices, factors, pool)
     used = list(dict.fromkeys(piece.instance for piece in stack.slices))
     place = {number: index for index, number in enumerate(used)}
@@ -100,10 +102,10 @@ def load(paths: Sequence[Path], slot: InputSlot | None = None) -> Volume:
     return Volume(source, grid, order, flipped, stack.left_out)
 
 
-def _factor(header: Dataset, slot: InputSlot | None) -> float:
+def _factor(header: Dataset, slot: InputSlot | None, first: datetime | None) -> float:
     """Return what makes SUVbw of a PET's values, where a model takes PET."""
     pet = slot is not None and "PT" in slot.modality and header.get("Modality") == "PT"
-    return suv_factor(header) if pet else 1.0
+    return suv_factor(header, first) if pet else 1.0
 
 
 def _suits(piece: Slice, headers: Sequence[Dataset], slot: InputSlot) -> bool:
