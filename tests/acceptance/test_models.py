@@ -11,9 +11,13 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from dicom_node.demo.phantom import make_thorax, write_series
+from dicom_node.manifest import RUNS_CODE
 from tests.acceptance.stand import storescu, wait_for
+from tests.integration import formats
+from tests.integration.formats import SEGMENT, model_folder
 from tests.integration.test_flat import FLAT, Spot, radiograph
-from tests.integration.test_networks import folder_of, torchscript
+from tests.integration.test_networks import Threshold, folder_of, torchscript
+from tests.integration.test_networks import exported as onnx
 
 pytestmark = [pytest.mark.peer("storescu"), pytest.mark.peer("Orthanc")]
 
@@ -62,6 +66,11 @@ def series(folder, description, *, brighter=False, **changes):
     return paths
 
 
+def softmax(axes):
+    """A manifest's rest for networks that answer logits of values as they are: 500 and brighter is bone."""
+    return SEGMENT.format(axes=axes).replace('activation = "labels"', 'activation = "softmax"')
+
+
 def inferences(running):
     return [job for job in running.jobs() if job["kind"] == "infer"]
 
@@ -86,6 +95,42 @@ def test_a_model_of_two_series_waits_for_the_second_one(node, orthanc, tmp_path)
     assert masks.shape[0] == 3
     assert masks[:, 20:26, 12:24].all()
     assert masks.sum() == 3 * 6 * 12
+
+
+def test_every_format_runs_on_a_routed_study(node, orthanc, tmp_path):
+    """One folder of each kind, as models/README.md says, and no line of the node's code touched."""
+    nets = pytest.importorskip("monai.networks.nets")
+    pytest.importorskip("nnunetv2")
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(11)
+    models, example = tmp_path / "models", torch.zeros(1, 1, 8, 10, 12)
+    network = nets.UNet(**formats.UNET).eval()
+    written = ", ".join(
+        f"{key} = {list(value) if isinstance(value, tuple) else value}" for key, value in formats.UNET.items()
+    )
+    architecture = f'architecture = {{ name = "monai.UNet", arguments = {{ {written} }} }}\n'
+    shaped = softmax("SPL").replace("[inputs.ct]", "[inputs.ct]\nshape = [16, 64, 80]", 1)
+    made = {
+        "by_torchscript": (
+            "torchscript",
+            {"w.pt": torchscript(Threshold(), tmp_path / "n.pt")},
+            softmax("SPL"),
+        ),
+        "by_onnx": ("onnx", {"w.onnx": onnx(Threshold(), tmp_path / "n.onnx", example)}, softmax("LIA")),
+        "by_pt2": ("pt2", {"w.pt2": formats.exported(Threshold(), example)}, softmax("RAS")),
+        "by_state_dict": ("state_dict", {"w.pth": formats.saved(network.state_dict())}, architecture + shaped),
+        "by_bundle": ("monai_bundle", formats.monai_segmentation(network.state_dict()), SEGMENT.format(axes="SPL")),
+        "by_nnunet": ("nnunet", formats.nnunet([5.4, 15.0, 4.6], [60, 16, 78]), SEGMENT.format(axes="SPL")),
+    }
+    for name, (runtime, files, rest) in made.items():
+        model_folder(models, runtime, files, rest, name=name, trusted=runtime in RUNS_CODE)
+    running = node(pacs_port=orthanc.dicom_port, models=sorted(made), node=f'models = "{models}"').start()
+
+    storescu(running.port, *series(tmp_path / "ct", "CT of the chest"))
+    jobs = running.wait_until_idle(jobs=2 * len(made), seconds=200)
+
+    assert {job["model"]: (job["state"], job["reason"]) for job in jobs} == dict.fromkeys(made, ("done", None))
+    assert len(orthanc.files_of("SEG")) == len(orthanc.files_of("SR")) == len(made)
 
 
 def test_of_two_series_only_the_preferred_one_is_run(node, orthanc, tmp_path):
