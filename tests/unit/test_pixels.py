@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import numpy as np
@@ -96,10 +97,13 @@ def test_lossless_jpeg_of_dcmtk_comes_back(tmp_path, tool, option):
 def test_a_syntax_without_a_decoder_is_refused_by_name(tmp_path, uid):
     path, _ = plain(tmp_path)
     dataset = dcmread(path)
-    dataset.file_meta.TransferSyntaxUID = uid
+    dataset.file_meta.TransferSyntaxUID = known = "1.2.840.10008.1.2.4.102"
     dataset.PixelData = encapsulate([b"\xff\x0a" + b"\0" * 64])
     dataset["PixelData"].VR = "OB"
-    dataset.save_as(tmp_path / "strange.dcm", enforce_file_format=True)
+    strange = tmp_path / "strange.dcm"
+    dataset.save_as(strange, enforce_file_format=True)
+    strange.write_bytes(strange.read_bytes().replace(known.encode(), uid.encode()))  # pydicom 3.0 writes no new ones
+    name = header(strange).file_meta.TransferSyntaxUID.name
 
-    with pytest.raises(InputRefused, match="cannot be decoded here"):
-        decoded(tmp_path / "strange.dcm", header(tmp_path / "strange.dcm"), [0])
+    with pytest.raises(InputRefused, match=f"pixels in {re.escape(name)} cannot be decoded here"):
+        decoded(strange, header(strange), [0])
