@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import JPEGExtended12Bit
 
+from dicom_node.decoders import stored_values, syntax_name
 from dicom_node.errors import InputRefused, NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.source import Source, SourceFrame
-
-_LONGEST = 120.0  # seconds for one file
 
 
 def read_source(paths: Sequence[Path]) -> Source:
@@ -57,49 +51,31 @@ def source_of(headers: Iterable[Dataset], paths: Iterable[Path], frames: Iterabl
 
 
 def decoded(path: Path, header: Dataset, indices: list[int]) -> list[npt.NDArray[Any]]:
-    """Return the stored values of some frames (numbered from 0); colour comes as RGB.
+    """Return the stored values of some frames (numbered from 0), each `(rows, columns)` or, as RGB, with a third axis.
 
     Raises:
         NotApplicable: there is no pixel data.
         InputRefused: no decoder here can decode it.
     """
     try:
-        if _is_extended_jpeg(header):
-            return _by_dcmtk(path, indices)
-        return list(iter_pixels(path, indices=indices))
+        return stored_values(path, header, indices)
     except InputRefused:
         raise
     except Exception as error:
         # decoders of several libraries stand behind this, each with exceptions of its own
         if not _has_pixels(path):
             raise NotApplicable(Reason.NO_PIXEL_DATA, "an image has no pixel data") from error
-        syntax = header.file_meta.get("TransferSyntaxUID")
-        name = syntax.name if syntax else "no stated transfer syntax"
+        name = syntax_name(header)
         raise InputRefused(f"pixels in {name} cannot be decoded here: {type(error).__name__}") from error
 
 
-def _is_extended_jpeg(header: Dataset) -> bool:
-    """Return whether pixels are in JPEG of 12 bits, which no decoder among the node's libraries knows."""
-    return header.file_meta.get("TransferSyntaxUID") == JPEGExtended12Bit and int(header.get("BitsStored") or 8) > 8
-
-
-def _by_dcmtk(path: Path, indices: list[int]) -> list[npt.NDArray[Any]]:
-    """Return frames as DCMTK decodes them; raise InputRefused where it is not installed, or cannot."""
-    program = shutil.which("dcmdjpeg")
-    if program is None:
-        raise InputRefused(f"pixels in {JPEGExtended12Bit.name} of 12 bits need dcmdjpeg: apt-get install dcmtk")
-    with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:  # of mode 0700
-        plain = Path(folder) / "plain.dcm"
-        command = [program, "--quiet", "--conv-never", str(path), str(plain)]
-        done = subprocess.run(command, capture_output=True, timeout=_LONGEST, check=False)  # noqa: S603 - no shell
-        if done.returncode != 0 or not plain.is_file():
-            raise InputRefused(f"pixels in {JPEGExtended12Bit.name} cannot be decoded by dcmdjpeg")
-        return list(iter_pixels(plain, indices=indices))
-
-
 def _has_pixels(path: Path) -> bool:
+    """Return whether a file has pixel data; a file that ends too early had some."""
     keywords = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
-    read = dcmread(path, specific_tags=list(keywords), defer_size=1024)
+    try:
+        read = dcmread(path, specific_tags=list(keywords), defer_size=1024)
+    except Exception:
+        return True  # what it is that cannot be read, the decoder has said already
     return any(keyword in read for keyword in keywords)
 
 

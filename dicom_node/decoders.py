@@ -1,0 +1,129 @@
+"""Pixels of an encapsulated frame: by pydicom's decoders, or by DCMTK for the JPEG that those do not know."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import UID, JPEGExtended12Bit, SecondaryCaptureImageStorage
+
+from dicom_node.errors import InputRefused
+
+_LONGEST = 120.0  # seconds for one call of DCMTK
+_PROGRESSIVE = ("1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")  # retired, still in archives
+_NEWER: Mapping[str, str] = {  # than pydicom's dictionary
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
+_DESCRIPTION = (
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+)
+
+
+def syntax_name(header: Dataset) -> str:
+    """Return the name of the transfer syntax that a file's header states."""
+    syntax = _syntax(header)
+    return _NEWER.get(syntax, syntax.name) if syntax else "no stated transfer syntax"
+
+
+def stored_values(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """Return the stored values of frames (numbered from 0), in the order of `indices`; YCbCr has become RGB.
+
+    Raises:
+        InputRefused: there are fewer frames, or DCMTK is needed and is not installed, or cannot decode them.
+        Exception: whatever pydicom's decoders raise.
+    """
+    decode = _by_dcmtk if _needs_dcmtk(header) else _by_pydicom
+    frames = decode(path, header, indices)
+    if len(frames) != len(indices):
+        raise InputRefused(f"pixels in {syntax_name(header)} are of fewer frames than the header says")
+    return frames
+
+
+def _syntax(header: Dataset) -> UID:
+    return UID(str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or ""))
+
+
+def _by_pydicom(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
+    return [np.asarray(frame) for frame in iter_pixels(path, indices=list(indices))]
+
+
+# -- DCMTK --------------------------------------------------------------------------------------------------------
+
+
+def _needs_dcmtk(header: Dataset) -> bool:
+    """Return whether pixels are in JPEG that no decoder among the node's libraries knows: 12 bits, or progressive."""
+    syntax = _syntax(header)
+    return syntax in _PROGRESSIVE or (syntax == JPEGExtended12Bit and int(header.get("BitsStored") or 8) > 8)
+
+
+def _by_dcmtk(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """Return frames as dcmdjpeg decodes them, from a file that has these frames and nothing of the patient."""
+    program = _dcmdjpeg()
+    if program is None:
+        raise InputRefused(
+            f"pixels in {syntax_name(header)} of {header.get('BitsStored')} bits need DCMTK's dcmdjpeg: "
+            "apt-get install dcmtk"
+        )
+    excerpt = _excerpt(path, header, indices)
+    with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:  # of mode 0700
+        packed, plain = Path(folder) / "packed.dcm", Path(folder) / "plain.dcm"
+        for file in (packed, plain):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
+        excerpt.save_as(packed, enforce_file_format=True)
+        _run([program, "--quiet", "--conv-never", str(packed), str(plain)], syntax_name(header))
+        return [np.array(frame) for frame in iter_pixels(plain)]
+
+
+def _run(command: Sequence[str], name: str) -> None:
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell, and no word of the command is from outside
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LONGEST, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise InputRefused(f"pixels in {name} took dcmdjpeg more than {_LONGEST:.0f} s") from None
+    if done.returncode != 0:
+        raise InputRefused(f"pixels in {name} cannot be decoded by dcmdjpeg: damaged, or not what they say")
+
+
+def _dcmdjpeg() -> str | None:
+    """Return DCMTK's program: never a script of that name that came with some Python package."""
+    scripts = Path(sysconfig.get_path("scripts")).resolve()
+    folders = [folder for folder in os.get_exec_path() if folder and Path(folder).resolve() != scripts]
+    return shutil.which("dcmdjpeg", path=os.pathsep.join(folders))
+
+
+def _excerpt(path: Path, header: Dataset, indices: Sequence[int]) -> Dataset:
+    """Return a data set of some frames of a file, with what describes pixels and no other element."""
+    tables = ["ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
+    whole = dcmread(path, specific_tags=["PixelData", *tables])
+    offsets = tuple(whole[table].value for table in tables) if tables[0] in whole else None
+    count = int(header.get("NumberOfFrames") or 1)
+    frames = [get_frame(whole.PixelData, index, number_of_frames=count, extended_offsets=offsets) for index in indices]
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = _syntax(header)
+    made.SOPClassUID, made.SOPInstanceUID = SecondaryCaptureImageStorage, "2.25.1"
+    for keyword in _DESCRIPTION:
+        if keyword in header:
+            setattr(made, keyword, header[keyword].value)
+    made.NumberOfFrames = len(frames)
+    made.PixelData = encapsulate(frames)
+    made["PixelData"].is_undefined_length = True
+    made["PixelData"].VR = "OB"
+    return made
