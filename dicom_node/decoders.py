@@ -1,4 +1,4 @@
-"""Pixels of an encapsulated frame: by pydicom's decoders, or by DCMTK for the JPEG that those do not know."""
+"""Stored values of frames: by pydicom's decoders, by DCMTK for the JPEG that those do not know, or unpacked here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import UID, JPEGExtended12Bit, SecondaryCaptureImageStorage
+from pydicom.pixels.utils import get_expected_length, iter_pixels
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGExtended12Bit, SecondaryCaptureImageStorage
 
 from dicom_node.errors import InputRefused
 
@@ -28,6 +29,7 @@ _NEWER: Mapping[str, str] = {  # than pydicom's dictionary
     "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
     "1.2.840.10008.1.2.4.112": "JPEG XL",
     "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+    "1.2.840.10008.1.2.1.98": "Encapsulated Uncompressed Explicit VR Little Endian",
 }
 _DESCRIPTION = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns"),
@@ -48,8 +50,7 @@ def stored_values(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
         InputRefused: there are fewer frames, or DCMTK is needed and is not installed, or cannot decode them.
         Exception: whatever pydicom's decoders raise.
     """
-    decode = _by_dcmtk if _needs_dcmtk(header) else _by_pydicom
-    frames = decode(path, header, indices)
+    frames = _decoder(header)(path, header, indices)
     if len(frames) != len(indices):
         raise InputRefused(f"pixels in {syntax_name(header)} are of fewer frames than the header says")
     return frames
@@ -57,6 +58,12 @@ def stored_values(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
 
 def _syntax(header: Dataset) -> UID:
     return UID(str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or ""))
+
+
+def _decoder(header: Dataset) -> Callable[[Path, Dataset, Sequence[int]], list[npt.NDArray[Any]]]:
+    if _syntax(header) in _PACKED:
+        return _by_unpacking
+    return _by_dcmtk if _needs_dcmtk(header) else _by_pydicom
 
 
 def _by_pydicom(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
@@ -80,7 +87,10 @@ def _by_dcmtk(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.N
             f"pixels in {syntax_name(header)} of {header.get('BitsStored')} bits need DCMTK's dcmdjpeg: "
             "apt-get install dcmtk"
         )
-    excerpt = _excerpt(path, header, indices)
+    excerpt = _described(header, _syntax(header))
+    excerpt.NumberOfFrames = len(indices)
+    excerpt.PixelData = encapsulate(_frames(path, header, indices))
+    excerpt["PixelData"].VR, excerpt["PixelData"].is_undefined_length = "OB", True
     with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:  # of mode 0700
         packed, plain = Path(folder) / "packed.dcm", Path(folder) / "plain.dcm"
         for file in (packed, plain):
@@ -108,22 +118,60 @@ def _dcmdjpeg() -> str | None:
     return shutil.which("dcmdjpeg", path=os.pathsep.join(folders))
 
 
-def _excerpt(path: Path, header: Dataset, indices: Sequence[int]) -> Dataset:
-    """Return a data set of some frames of a file, with what describes pixels and no other element."""
+# -- frames that are only packed ----------------------------------------------------------------------------------
+
+
+def _inflated(frame: bytes, length: int) -> bytes:
+    """Return at most `length` bytes of a deflated frame (PS3.5 A.4.13): it is never let grow beyond its image."""
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, length)
+
+
+def _bare(frame: bytes, length: int) -> bytes:
+    """Return a frame that is encapsulated and nothing else (PS3.5 A.4.11), without its padding."""
+    return frame[:length]
+
+
+_PACKED: Mapping[str, Callable[[bytes, int], bytes]] = {
+    "1.2.840.10008.1.2.8.1": _inflated,
+    "1.2.840.10008.1.2.1.98": _bare,
+}
+
+
+def _by_unpacking(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
+    unpack = _PACKED[_syntax(header)]
+    made = _described(header, ExplicitVRLittleEndian)
+    length = get_expected_length(made)
+    values = []
+    for frame in _frames(path, header, indices):
+        plain = unpack(frame, length)
+        if len(plain) < length:
+            raise InputRefused(f"pixels in {syntax_name(header)} cannot be decoded: a frame ends too early")
+        made.PixelData = plain + b"\0" * (length % 2)
+        made["PixelData"].VR = "OW" if made.BitsAllocated > 8 else "OB"
+        values += [np.array(frame) for frame in iter_pixels(made)]
+    return values
+
+
+# -- frames of a file ---------------------------------------------------------------------------------------------
+
+
+def _frames(path: Path, header: Dataset, indices: Sequence[int]) -> list[bytes]:
+    """Return some of a file's encapsulated frames as they are."""
     tables = ["ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
     whole = dcmread(path, specific_tags=["PixelData", *tables])
     offsets = tuple(whole[table].value for table in tables) if tables[0] in whole else None
     count = int(header.get("NumberOfFrames") or 1)
-    frames = [get_frame(whole.PixelData, index, number_of_frames=count, extended_offsets=offsets) for index in indices]
+    return [get_frame(whole.PixelData, index, number_of_frames=count, extended_offsets=offsets) for index in indices]
+
+
+def _described(header: Dataset, syntax: str) -> Dataset:
+    """Return a data set of one frame, without its pixels: what describes them, and no other element."""
     made = Dataset()
     made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = _syntax(header)
+    made.file_meta.TransferSyntaxUID = UID(syntax)
     made.SOPClassUID, made.SOPInstanceUID = SecondaryCaptureImageStorage, "2.25.1"
     for keyword in _DESCRIPTION:
         if keyword in header:
             setattr(made, keyword, header[keyword].value)
-    made.NumberOfFrames = len(frames)
-    made.PixelData = encapsulate(frames)
-    made["PixelData"].is_undefined_length = True
-    made["PixelData"].VR = "OB"
+    made.NumberOfFrames = 1
     return made
