@@ -5,11 +5,15 @@ from __future__ import annotations
 from copy import deepcopy
 from datetime import datetime
 
+import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 
 from dicom_node.errors import NotApplicable
+from dicom_node.manifest import InputSlot
 from dicom_node.suv import first_acquisition, suv_factor
+from tests.datasets import ct, write
+from workers.volume import load
 
 
 def header(**changes) -> Dataset:
@@ -183,3 +187,33 @@ def test_two_tracers_are_not_mixed_up():
 
 def test_images_that_say_all_corrections_are_taken():
     assert suv_factor(header(CorrectedImage=["DECY", "ATTN", "SCAT"])) == suv_factor(header())
+
+
+def pet(tmp_path, number, **changes):
+    """A slice of 100 counts whose slope is its own number; the second half was acquired one bed later."""
+    dataset = ct(number)
+    dataset.Modality, dataset.RescaleIntercept, dataset.RescaleSlope = "PT", 0, number * 100
+    for element in header(AcquisitionTime="110030" if number <= 4 else "110530", **changes):
+        dataset[element.tag] = element
+    dataset.PixelData = np.full((16, 16), 100, "<i2").tobytes()
+    return write(dataset, tmp_path / f"{number}.dcm")
+
+
+@pytest.mark.parametrize("series_time", ["110000", "180000"])
+def test_a_series_of_two_beds_and_many_slopes_becomes_suv(tmp_path, series_time):
+    """Slice n holds 100 * 100 n Bq/ml; all are corrected to one moment, so one factor holds for all."""
+    paths = [pet(tmp_path, number, SeriesTime=series_time) for number in range(1, 9)]
+    elapsed = 3600 if series_time == "110000" else 3630
+
+    volume = load(paths, InputSlot(modality=("PT",)))
+
+    uptake = 74_000 / (370e6 * 2 ** (-elapsed / 6586.2))
+    by_slice = sorted(volume.grid.values.mean(axis=(1, 2)).tolist())
+    assert by_slice == pytest.approx([10_000 * number * uptake for number in range(1, 9)], rel=1e-5)
+
+
+def test_a_series_that_cannot_be_suv_is_not_for_a_model(tmp_path):
+    paths = [pet(tmp_path, number, PatientWeight=None) for number in range(1, 9)]
+
+    with pytest.raises(NotApplicable, match="PatientWeight"):
+        load(paths, InputSlot(modality=("PT",)))
