@@ -23,7 +23,7 @@ from workers.prediction import Grid
 def frames_of(paths: Sequence[Path], headers: Sequence[Dataset], pool: ThreadPoolExecutor) -> tuple[Source, Grid, str]:
     """Return all frames of a series in the order of their numbers, their grid, and what was left out.
 
-    Grey values are rescaled, and inverted where MONOCHROME1 says that bright means little; colour is RGB. Where
+    Grey values are inverted where MONOCHROME1 says that bright means little, and rescaled; colour is RGB. Where
     instances differ in size, those of the most frequent size are taken.
 
     Raises:
@@ -68,10 +68,10 @@ def _shown(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[Any]:
     """Return what a frame's values mean: colour as it is, grey after its Modality LUT (PS3.3 C.11.1)."""
     if stored.ndim == 3:
         return stored
-    values = np.asarray(apply_modality_lut(stored, header), np.float32)
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = values.max() + values.min() - values
-    return values
+        # by the range that pixels may have, so that frames of one series stay comparable
+        stored = (-1 if header.get("PixelRepresentation") else (1 << int(header.BitsStored)) - 1) - stored.astype(int)
+    return np.asarray(apply_modality_lut(stored, header), np.float32)
 
 
 def _grid(values: npt.NDArray[Any], header: Dataset) -> Grid:

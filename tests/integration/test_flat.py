@@ -88,6 +88,8 @@ def radiograph(folder, photometric="MONOCHROME2"):
         *("1.2.840.10008.5.1.4.1.1.1.1", pixels),
         Modality="DX",
         PhotometricInterpretation=photometric,
+        BitsStored=12,
+        HighBit=11,
         PatientOrientation=["L", "F"],
         ImagerPixelSpacing=[0.2, 0.15],
         BodyPartExamined="CHEST",
