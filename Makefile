@@ -21,7 +21,7 @@ viewer: $(VENV)/.demo
 	@$(BIN)/python deploy/viewer/run.py $(VIEWER_ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.check
 	$(BIN)/ruff format --check .
@@ -29,7 +29,7 @@ check: $(VENV)/.check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/viewer/compose.yaml
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup tests/unit tests/property
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit tests/property
 
 format: $(VENV)/.check
 	$(BIN)/ruff format .

@@ -31,15 +31,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(message)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the names of groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together when they are spread over processes; and those that run whole nodes, all."""
-    for item in items:
-        folder = item.path.parent.name
-        name = "processes" if folder in ("acceptance", "viewing") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture(scope="session")
 def tool() -> Callable[[str], str]:
     """Return a function from a tool's name to its path; the test must bear the marker `peer`."""
