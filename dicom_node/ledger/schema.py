@@ -120,6 +120,40 @@ result = Table(
     UniqueConstraint("job_id", "kind", "sop_instance_uid"),
 )
 
+commitment = Table(
+    "commitment",
+    metadata,
+    # what a peer that commits has said about each result that it was sent (PS3.4 Annex J, the node as SCU)
+    Column("job_id", ForeignKey("job.job_id"), primary_key=True),
+    Column("sop_instance_uid", _UID, primary_key=True),
+    Column("transaction_uid", _UID, nullable=False, index=True),
+    Column("state", String(16), nullable=False),  # see `ledger.commitments.Answer`
+    Column("failure_reason", Integer),
+    Column("asked_at", Double, nullable=False),
+)
+
+commitment_request = Table(
+    "commitment_request",
+    metadata,
+    # what the node was asked to commit (PS3.4 Annex J, the node as SCP), until its report has been taken
+    Column("request_id", _Identity, primary_key=True),
+    Column("transaction_uid", _UID, nullable=False),
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("references", JSON, nullable=False),  # [[SOP Class UID, SOP Instance UID], ...]
+    Column("asked_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Double, nullable=False),
+    Column("ended_at", Double),  # taken, or given up
+    UniqueConstraint("calling_ae_title", "transaction_uid"),
+)
+_unanswered = commitment_request.c.ended_at.is_(None)
+Index(
+    "ix_commitment_request_due",
+    commitment_request.c.not_before,
+    sqlite_where=_unanswered,
+    postgresql_where=_unanswered,
+)
+
 acceptance = Table(
     "acceptance",
     metadata,
