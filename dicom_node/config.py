@@ -22,6 +22,7 @@ from pydicom.datadict import tag_for_keyword
 from dicom_node.catalogue import ModelFolder, default_folder, read_catalogue, suggestion
 from dicom_node.errors import SettingsError
 from dicom_node.forms import DEFAULT_RESULTS, Wish
+from dicom_node.lifecycle import Patience
 from dicom_node.routing import CALLING_AE_TITLE, Route
 from dicom_node.services import RESULT_KIND_NAMES, Admission
 
@@ -100,6 +101,20 @@ class DeliveryTable(_Table):
     maximum_delay: Annotated[float, Field(gt=0)] = 600.0
     give_up_after_days: Annotated[float, Field(gt=0)] = 14.0
 
+    @property
+    def patience(self) -> Patience:
+        """Return how a peer that is away is tried again."""
+        return Patience(self.first_delay, self.maximum_delay, self.give_up_after_days)
+
+
+class CommitmentTable(_Table):
+    """[commitment]: storage commitment; whom the node asks is `commitment` of a peer."""
+
+    answer: bool = True  # as SCP: promise to keep what is held, to whoever asks
+    same_association_after: Seconds = 1.0  # an association still open then waits for its report
+    report_wait: Seconds = 2.0  # how long a delivery keeps its own association open for the report
+    ask_again_after: Annotated[float, Field(gt=0)] = 3600.0
+
 
 class LabellingTable(_Table):
     """[labelling]: what every result says about itself."""
@@ -121,6 +136,7 @@ class Peer(_Table):
     segmentation_type: Literal["BINARY", "LABELMAP"] = "BINARY"
     split_segmentations_above: Annotated[int, Field(ge=0)] = 0  # frames; 0: never
     calling_ae_title: AeTitle | None = None  # how the node names itself there; its own by default
+    commitment: bool = False  # delivered means committed (PS3.4 Annex J)
 
     @field_validator("results")
     @classmethod
@@ -171,6 +187,7 @@ class Settings(_Table):
     completion: CompletionTable = CompletionTable()
     jobs: JobsTable = JobsTable()
     delivery: DeliveryTable = DeliveryTable()
+    commitment: CommitmentTable = CommitmentTable()
     labelling: LabellingTable = LabellingTable()
     peer: Mapping[Name, Peer] = Field(default_factory=dict)
     route: tuple[RouteTable, ...] = ()
@@ -187,6 +204,10 @@ class Settings(_Table):
     def ledger_url(self) -> str:
         """Return where the ledger is: the URL that is set, else SQLite in the storage folder."""
         return self.node.ledger or f"sqlite:///{self.node.storage.absolute() / 'ledger.sqlite3'}"
+
+    def peer_by_title(self, ae_title: str) -> Peer | None:
+        """Return the first peer that bears an AE title: where what an application entity asked for is sent."""
+        return next((peer for peer in self.peer.values() if peer.ae_title == ae_title), None)
 
     @property
     def admission(self) -> Admission:

@@ -33,6 +33,7 @@ class Dispatcher:
         """Read jobs from `ledger`; send to the broker that `settings` names."""
         self._ledger = ledger
         self._jobs = settings.jobs
+        self._patience = settings.delivery.patience
         self._redis = connect(settings)
         self._celery = Celery("dicom_node", broker=broker_url(settings), set_as_current=False)
         self._celery.conf.update(broker_transport_options={"socket_connect_timeout": 3, "socket_timeout": 3})
@@ -46,6 +47,9 @@ class Dispatcher:
         recovered = self._ledger.jobs.recover(maximum_attempts=self._jobs.maximum_attempts, now=now)
         if recovered:
             log.warning("jobs.recovered", number=recovered, reason="their workers' leases ran out")
+        overdue = self._ledger.commitments.overdue(now=now, patience=self._patience)
+        if overdue:
+            log.warning("commitments.overdue", number=overdue, reason="their peers have not reported")
         # asked kind by kind: a long line of inferences must not hide the deliveries behind it
         due = {
             kind: self._ledger.jobs.due(kind, now=now, hint_again=self._jobs.hint_again, limit=_DEPTH)

@@ -8,6 +8,7 @@ Celery, Redis and the retry of C-STORE have no states of their own.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from enum import StrEnum
 
 from dicom_node.errors import NodeError
@@ -25,6 +26,7 @@ class State(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    COMMITTING = "committing"  # sent; the peer has not yet said that it keeps it
     DONE = "done"
     NOT_APPLICABLE = "not_applicable"
     FAILED = "failed"
@@ -44,6 +46,10 @@ class Happening(StrEnum):
     SUPERSEDED = "superseded"  # a later revision of the series makes it pointless
     WITHDRAWN = "withdrawn"  # the operator does not want it any more
     REQUEUED = "requeued"  # the operator wants it again
+    HANDED_OVER = "handed_over"  # the peer has stored it and was asked to commit
+    COMMITTED = "committed"  # it does, every instance
+    NOT_COMMITTED = "not_committed"  # it does not, some instance: that is sent again
+    OVERDUE = "overdue"  # it has not said: it is asked again
 
 
 MISSING_INPUT = "missing_input"
@@ -62,6 +68,14 @@ TRANSITIONS: dict[tuple[State, Happening], State] = {
     (S.RUNNING, H.REFUSED): S.FAILED,
     (S.RUNNING, H.EXHAUSTED): S.FAILED,
     (S.RUNNING, H.SUPERSEDED): S.CANCELLED,
+    (S.RUNNING, H.HANDED_OVER): S.COMMITTING,
+    (S.COMMITTING, H.COMMITTED): S.DONE,
+    (S.COMMITTING, H.NOT_COMMITTED): S.QUEUED,
+    (S.COMMITTING, H.OVERDUE): S.QUEUED,
+    (S.COMMITTING, H.REFUSED): S.FAILED,
+    (S.COMMITTING, H.EXHAUSTED): S.FAILED,
+    (S.COMMITTING, H.WITHDRAWN): S.CANCELLED,
+    (S.COMMITTING, H.REQUEUED): S.QUEUED,
     (S.FAILED, H.REQUEUED): S.QUEUED,
     (S.FAILED, H.SUPERSEDED): S.CANCELLED,
     (S.CANCELLED, H.REQUEUED): S.QUEUED,
@@ -72,7 +86,7 @@ TRANSITIONS: dict[tuple[State, Happening], State] = {
 REQUEUEABLE: dict[Kind, frozenset[State]] = {
     # an inference that is done has its results; running it again would make other bytes of the same UIDs
     Kind.INFER: frozenset({S.FAILED, S.CANCELLED, S.NOT_APPLICABLE}),
-    Kind.DELIVER: frozenset({S.FAILED, S.CANCELLED, S.DONE}),
+    Kind.DELIVER: frozenset({S.FAILED, S.CANCELLED, S.DONE, S.COMMITTING}),
 }
 
 
@@ -95,3 +109,23 @@ def backoff(attempts: int, *, first: float, maximum: float, jitter: random.Rando
     """
     full = min(maximum, first * 2.0 ** min(attempts - 1, 32))
     return full * jitter.uniform(0.5, 1.0)
+
+
+_DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How a peer that is away is tried again: pauses in seconds, and days until it is given up."""
+
+    first_delay: float
+    maximum_delay: float
+    give_up_after_days: float
+
+    def next_try(self, attempts: int, *, now: float, jitter: random.Random) -> float:
+        """Return when attempt `attempts` + 1 is due."""
+        return now + backoff(attempts, first=self.first_delay, maximum=self.maximum_delay, jitter=jitter)
+
+    def is_over(self, since: float, *, now: float) -> bool:
+        """Return whether what is wanted since `since` has been tried long enough."""
+        return now - since > self.give_up_after_days * _DAY

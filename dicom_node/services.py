@@ -175,10 +175,14 @@ def transfer_syntaxes(sop_class_uid: str) -> tuple[str, ...]:
 
 
 class Status(IntEnum):
-    """DIMSE statuses that the node answers to C-STORE (PS3.4 B.2.3, PS3.7 C)."""
+    """DIMSE statuses that the node answers (PS3.4 B.2.3, PS3.7 C)."""
 
     SUCCESS = 0x0000
     PROCESSING_FAILURE = 0x0110
+    NO_SUCH_SOP_INSTANCE = 0x0112
+    INVALID_ARGUMENT_VALUE = 0x0115
+    NO_SUCH_ACTION = 0x0123
+    RESOURCE_LIMITATION = 0x0213
     OUT_OF_RESOURCES = 0xA700
     DATA_SET_DOES_NOT_MATCH_SOP_CLASS = 0xA900
     CANNOT_UNDERSTAND = 0xC000

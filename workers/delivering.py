@@ -1,19 +1,24 @@
-"""A delivery job: the results of one inference to one peer, on one association."""
+"""A delivery job: the results of one inference to one peer, on one association; committed where the peer commits."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
+from pydicom.uid import generate_uid
 
+from dicom_node.commitment import Reference
 from dicom_node.config import Peer, Settings
+from dicom_node.delivery.commit import Question, ask
 from dicom_node.delivery.cstore import Answers, Parcel, deliver
 from dicom_node.errors import PeerRefused, Refused, ResultRefused, Unavailable
 from dicom_node.forms import Choice, Offer, choose
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.commitments import Answer, Promise
 from dicom_node.ledger.jobs import Job, StoredResult
 from dicom_node.lifecycle import Happening
 from dicom_node.services import RESULT_SOP_CLASSES
@@ -43,23 +48,78 @@ class Delivering:
             if result.kind in peer.results
             and (result.form is None or result.form in {form.key for form in peer.wish.forms})
         ]
+        if peer.commitment and (promises := self._ledger.commitments.promises(job.job_id)):
+            self._once_more(job, peer, wanted, promises)
+            return
         selection = _Selection(job.peer or "", peer, wanted, [self._parcel(result) for result in wanted], self._ledger)
-        statuses: list[tuple[str, int]] = []
-        if wanted:
-            statuses = deliver(
-                selection.parcels,
-                peer,
-                ae_title=self._settings.node.ae_title,
-                timing=self._settings.delivery,
-                choose=selection.choose,
-            )
-        self._ledger.jobs.ended(
+        asking = self._question(job, peer, ()) if peer.commitment else None
+        statuses = self._deliver(peer, selection.parcels, asking, choose=selection.choose) if wanted else []
+        fields = {
+            "detail": f"{len(statuses)} instances stored at {peer.ae_title}",
+            "statuses": {uid: f"0x{status:04X}" for uid, status in statuses},
+            "replaced": list(selection.choice.replaced),
+        }
+        if asking and statuses:
+            self._hand_over(job, **fields)
+        else:
+            self._ledger.jobs.ended(job, Happening.FINISHED, now=time.time(), **fields)
+
+    def _once_more(self, job: Job, peer: Peer, results: Sequence[StoredResult], promises: Sequence[Promise]) -> None:
+        """Send again what the peer does not commit, and ask again about everything that it has not committed."""
+        by_uid = {result.sop_instance_uid: result for result in results}
+        if missing := [promise for promise in promises if promise.sop_instance_uid not in by_uid]:
+            raise Refused(f"{len(missing)} of the results are not wanted any more by [peer.{job.peer}].results")
+        again = [by_uid[promise.sop_instance_uid] for promise in promises if promise.is_to_be_sent]
+        held = tuple(
+            Reference(by_uid[promise.sop_instance_uid].sop_class_uid, promise.sop_instance_uid)
+            for promise in promises
+            if promise.answer is not Answer.COMMITTED and not promise.is_to_be_sent
+        )
+        question = self._question(job, peer, held)
+        if again:
+            self._deliver(peer, [self._parcel(result) for result in again], question)
+        elif held:
+            ask(question, ae_title=self._settings.node.ae_title, timing=self._settings.delivery)
+        self._hand_over(job, f"{len(again)} instances sent again, {len(again) + len(held)} asked about again")
+
+    def _deliver(
+        self,
+        peer: Peer,
+        parcels: Sequence[Parcel],
+        asking: Question | None,
+        choose: Callable[[Answers], Sequence[Parcel]] | None = None,
+    ) -> list[tuple[str, int]]:
+        node, timing = self._settings.node, self._settings.delivery
+        return deliver(parcels, peer, ae_title=node.ae_title, timing=timing, choose=choose, asking=asking)
+
+    def _question(self, job: Job, peer: Peer, held_already: tuple[Reference, ...]) -> Question:
+        """Return what asks the peer for commitment; what is asked stands in the ledger before it is asked."""
+        commitments, patience = self._ledger.commitments, self._settings.delivery.patience
+
+        def before(references: Sequence[Reference]) -> str:
+            transaction_uid = str(generate_uid(prefix=None))
+            uids = [reference.sop_instance_uid for reference in references]
+            commitments.ask(job, transaction_uid, uids, now=time.time())
+            return transaction_uid
+
+        return Question(
+            peer,
+            held_already,
+            before,
+            reported=lambda report: commitments.reported(report, now=time.time(), patience=patience),
+            is_answered=lambda: all(each.answer is not Answer.ASKED for each in commitments.promises(job.job_id)),
+            wait=self._settings.commitment.report_wait,
+        )
+
+    def _hand_over(self, job: Job, detail: str, **fields: Any) -> None:
+        now = time.time()
+        self._ledger.commitments.handed_over(
             job,
-            Happening.FINISHED,
-            now=time.time(),
-            detail=f"{len(statuses)} instances stored at {peer.ae_title}",
-            statuses={uid: f"0x{status:04X}" for uid, status in statuses},
-            replaced=list(selection.choice.replaced),
+            now=now,
+            ask_again_at=now + self._settings.commitment.ask_again_after,
+            patience=self._settings.delivery.patience,
+            detail=detail,
+            **fields,
         )
 
     def _parcel(self, result: StoredResult) -> Parcel:

@@ -13,7 +13,7 @@ from dicom_node.config import Settings
 from dicom_node.errors import NotApplicable, Refused, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.jobs import Job, LostLease
-from dicom_node.lifecycle import Happening, Kind, backoff
+from dicom_node.lifecycle import Happening, Kind
 from dicom_node.spool import Spool
 from workers.delivering import Delivering
 from workers.inferring import Inferring
@@ -21,7 +21,6 @@ from workers.lease import Lease
 
 log = structlog.get_logger()
 
-_DAY = 86400.0
 _JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
 
 
@@ -95,14 +94,14 @@ class Pipeline:
 
     def _later(self, job: Job, error: Unavailable) -> str:
         """Try again after a pause that doubles; a delivery for days, anything else a few times."""
-        delivery = self._settings.delivery
+        patience = self._settings.delivery.patience
         now = self._clock()
-        if job.kind is Kind.DELIVER and now - job.wanted_since > delivery.give_up_after_days * _DAY:
+        if job.kind is Kind.DELIVER and patience.is_over(job.wanted_since, now=now):
             return self._end(job, Happening.EXHAUSTED, _reason(error), f"given up: {error}")
         if job.kind is not Kind.DELIVER and job.attempts >= self._settings.jobs.maximum_attempts:
             return self._end(job, Happening.EXHAUSTED, _reason(error), str(error))
-        wait = backoff(job.attempts, first=delivery.first_delay, maximum=delivery.maximum_delay, jitter=_JITTER)
-        return self._end(job, Happening.POSTPONED, _reason(error), str(error), not_before=now + wait)
+        later = patience.next_try(job.attempts, now=now, jitter=_JITTER)
+        return self._end(job, Happening.POSTPONED, _reason(error), str(error), not_before=later)
 
     def _once_more(self, job: Job, error: Exception) -> str:
         detail = f"unexpected {type(error).__name__} in attempt {job.attempts}"

@@ -6,15 +6,16 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import RLELossless
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, _config, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.status import code_to_category
 
+from dicom_node.commitment import STORAGE_COMMITMENT, Reference
 from dicom_node.config import DeliveryTable, Peer
 from dicom_node.errors import PeerBusy, PeerRefused, PeerUnreachable, Refused
 from dicom_node.services import (
@@ -64,25 +65,43 @@ def deliver(
     timing: DeliveryTable,
     choose: Callable[[Answers], Sequence[Parcel]] | None = None,
     sent: Callable[[Parcel, int], None] = lambda parcel, status: None,
+    asking: Asking | None = None,
 ) -> list[tuple[str, int]]:
     """Send parcels on one association; return `(SOP Instance UID, status)` for each that was sent.
 
     `choose` is told what the peer answered to the presentation contexts and returns what to send; without it
-    everything is sent. `sent` is called after each one that the peer has stored.
+    everything is sent. `sent` is called after each one that the peer has stored. With `asking` the peer is then
+    asked, on the same association, to commit what was stored.
 
     Raises:
         PeerUnreachable: no association; PeerBusy: a status that means "later", or the association broke.
         PeerRefused: rejected for good, no presentation context, or a status that means "no".
     """
-    contexts, takes_nothing = contexts_for(parcels), choose is not None
-    with _Associated(peer, contexts, ae_title=ae_title, timing=timing, may_take_nothing=takes_nothing) as association:
+    contexts = contexts_for(parcels) + ([(STORAGE_COMMITMENT, IMPLICIT)] if asking else [])
+    handlers = asking.handlers if asking else ()
+    with Associated(
+        peer, contexts, ae_title=ae_title, timing=timing, may_take_nothing=choose is not None, handlers=handlers
+    ) as association:
         statuses = []
         chosen = choose(_answers(association)) if choose else parcels
         for parcel in chosen:
             status = _send(association, parcel)
             statuses.append((parcel.sop_instance_uid, status))
             sent(parcel, status)
+        if asking and association.is_established:
+            asking.ask(association, [Reference(parcel.sop_class_uid, parcel.sop_instance_uid) for parcel in chosen])
         return statuses
+
+
+class Asking(Protocol):
+    """Asks a peer to commit what it has stored; see `delivery.commit`."""
+
+    @property
+    def handlers(self) -> Sequence[Any]:
+        """Return what the association needs to take the peer's report."""
+
+    def ask(self, association: Association, stored: Sequence[Reference]) -> None:
+        """Ask about what was `stored`, and whatever else there is to ask about."""
 
 
 def contexts_for(parcels: Sequence[Parcel]) -> list[tuple[str, str]]:
@@ -101,17 +120,17 @@ def probe(peer: Peer, *, ae_title: str, timing: DeliveryTable) -> Answers:
     contexts = [
         (sop_class_uid, syntax) for sop_class_uid in RESULT_SOP_CLASSES for syntax in transfer_syntaxes(sop_class_uid)
     ]
-    with _Associated(peer, contexts, ae_title=ae_title, timing=timing, may_take_nothing=True) as association:
+    with Associated(peer, contexts, ae_title=ae_title, timing=timing, may_take_nothing=True) as association:
         return _answers(association)
 
 
 def echo(peer: Peer, *, ae_title: str, timing: DeliveryTable) -> None:
     """Send one C-ECHO; raise PeerUnreachable, PeerBusy or PeerRefused where it does not succeed."""
-    with _Associated(peer, [(VERIFICATION, IMPLICIT)], ae_title=ae_title, timing=timing) as peered:
+    with Associated(peer, [(VERIFICATION, IMPLICIT)], ae_title=ae_title, timing=timing) as peered:
         _judge(peered.send_c_echo(), "C-ECHO")
 
 
-class _Associated:
+class Associated:
     """An association for the length of a `with` block: released at its end, aborted on an error."""
 
     def __init__(
@@ -122,8 +141,13 @@ class _Associated:
         ae_title: str,
         timing: DeliveryTable,
         may_take_nothing: bool = False,
+        handlers: Sequence[Any] = (),
+        as_scp: bool = False,
     ) -> None:
+        """Prepare it; with `as_scp` the node takes the SCP's part in every context (PS3.7 D.3.3.4)."""
         self._peer = peer
+        self._handlers = [(evt.EVT_CONN_OPEN, _send_at_once), *handlers]
+        self._roles = [build_role(uid, scp_role=True) for uid, _ in contexts] if as_scp else []
         self._may_take_nothing = may_take_nothing
         entity = AE(ae_title=peer.calling_ae_title or ae_title)
         entity.connection_timeout = timing.connect_timeout
@@ -137,10 +161,15 @@ class _Associated:
         self._association: Association | None = None
 
     def __enter__(self) -> Association:
+        """Associate; raise PeerUnreachable or PeerRefused where that fails."""
         peer = self._peer
         try:
             association = self._entity.associate(
-                peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)]
+                peer.host,
+                peer.port,
+                ae_title=peer.ae_title,
+                evt_handlers=self._handlers,
+                ext_neg=self._roles or None,
             )
         except (OSError, RuntimeError) as error:
             raise PeerUnreachable(f"{peer.ae_title} at {peer.host}:{peer.port}: {type(error).__name__}") from error
@@ -157,6 +186,7 @@ class _Associated:
         raise PeerUnreachable(f"{peer.ae_title} at {peer.host}:{peer.port} {what}")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Release, or abort on an error."""
         if self._association is None or not self._association.is_established:
             return
         if kind is None:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, or_, select, update
+from sqlalchemy import Connection, delete, exists, func, or_, select, update
 
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
-from dicom_node.ledger.schema import holding, job, result, series
+from dicom_node.ledger.schema import commitment, holding, job, result, series
 from dicom_node.lifecycle import MISSING_INPUT, REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance
 from dicom_node.routing import Order
 from dicom_node.services import RESULT_KIND_NAMES
@@ -150,7 +150,7 @@ class Jobs:
             & job.c.state.in_([State.QUEUED, State.FAILED])
         )
         for number in connection.execute(select(job.c.job_id).where(older).with_for_update()).scalars().all():
-            _move(connection, number, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {revision}")
+            move(connection, number, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {revision}")
 
     # -- claimed ------------------------------------------------------------------------------------------
 
@@ -191,9 +191,9 @@ class Jobs:
             )
             if taken.rowcount == 0:
                 return None
-            claimed = _read(connection, job_id)
+            claimed = read_job(connection, job_id)
             if claimed.kind is Kind.INFER and current != claimed.revision:
-                _move(
+                move(
                     connection, job_id, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {current}"
                 )
                 return None
@@ -225,10 +225,10 @@ class Jobs:
             rows = connection.execute(query).all()
             for number, attempts, kind in rows:
                 if attempts < maximum_attempts or kind == Kind.DELIVER:
-                    _move(connection, number, Happening.ABANDONED, now, reason="worker_died", not_before=now)
+                    move(connection, number, Happening.ABANDONED, now, reason="worker_died", not_before=now)
                 else:
                     detail = f"its worker died {attempts} times"
-                    _move(connection, number, Happening.EXHAUSTED, now, reason="worker_died", detail=detail)
+                    move(connection, number, Happening.EXHAUSTED, now, reason="worker_died", detail=detail)
             return len(rows)
 
     # -- ended --------------------------------------------------------------------------------------------
@@ -246,10 +246,8 @@ class Jobs:
     ) -> None:
         """Record how an attempt ended, with `fields` for its event; raise LostLease where the job is not ours."""
         with self._database.writing() as connection:
-            self._own(connection, held)
-            _move(
-                connection, held.job_id, happening, now, reason=reason, detail=detail, not_before=not_before, **fields
-            )
+            lock_owned(connection, held)
+            move(connection, held.job_id, happening, now, reason=reason, detail=detail, not_before=not_before, **fields)
 
     def inferred(
         self,
@@ -268,10 +266,10 @@ class Jobs:
         """
         with self._database.writing() as connection:
             current = _lock_series_of(connection, held.job_id)
-            self._own(connection, held)
+            lock_owned(connection, held)
             if current != held.revision:
                 detail = f"by revision {current}"
-                _move(connection, held.job_id, Happening.SUPERSEDED, now, reason="superseded", detail=detail)
+                move(connection, held.job_id, Happening.SUPERSEDED, now, reason="superseded", detail=detail)
                 return []
             for made in results:
                 connection.execute(
@@ -279,7 +277,7 @@ class Jobs:
                 )
             fields: dict[str, Any] = {"results": len(results), "seconds": dict(seconds)}
             fields |= {"notes": list(notes)} if notes else {}
-            _move(connection, held.job_id, Happening.FINISHED, now, **fields)
+            move(connection, held.job_id, Happening.FINISHED, now, **fields)
             deliveries = [self._make_delivery(connection, held, peer, now) for peer in held.send_to if results]
             return [number for number in deliveries if number is not None]
 
@@ -301,12 +299,13 @@ class Jobs:
     def requeue(self, job_id: int, *, now: float) -> Job:
         """Queue an ended job again at the operator's wish; raise IllegalTransition where that makes no sense."""
         with self._database.writing() as connection:
-            found = _read(connection, job_id)
+            found = read_job(connection, job_id)
             if found.state not in REQUEUEABLE[found.kind]:
                 raise IllegalTransition(f"job {job_id} is {found.state}: a {found.kind} job cannot be requeued then")
-            _move(connection, job_id, Happening.REQUEUED, now, not_before=now)
+            move(connection, job_id, Happening.REQUEUED, now, not_before=now)
+            connection.execute(delete(commitment).where(commitment.c.job_id == job_id))  # everything is sent again
             connection.execute(update(job).where(job.c.job_id == job_id).values(attempts=0, wanted_since=now))
-            return _read(connection, job_id)
+            return read_job(connection, job_id)
 
     def withdraw(self, job_id: int, *, now: float) -> Job:
         """Cancel a job at the operator's wish; a worker that runs it stops between two windows of its model.
@@ -314,13 +313,8 @@ class Jobs:
         Raises IllegalTransition where it has ended already.
         """
         with self._database.writing() as connection:
-            _move(connection, job_id, Happening.WITHDRAWN, now, reason="withdrawn", detail="by the operator")
-            return _read(connection, job_id)
-
-    def _own(self, connection: Connection, held: Job) -> None:
-        query = select(job.c.job_id).where(_owned(held)).with_for_update()
-        if connection.execute(query).scalar() is None:
-            raise LostLease
+            move(connection, job_id, Happening.WITHDRAWN, now, reason="withdrawn", detail="by the operator")
+            return read_job(connection, job_id)
 
     # -- asked --------------------------------------------------------------------------------------------
 
@@ -368,7 +362,7 @@ def _select_jobs() -> Any:
     return select(job, series.c.study_instance_uid).join_from(job, series)
 
 
-def _read(connection: Connection, job_id: int) -> Job:
+def read_job(connection: Connection, job_id: int) -> Job:
     """Return a job, locked until the transaction ends."""
     query = _select_jobs().where(job.c.job_id == job_id).with_for_update(of=job)
     row = connection.execute(query).mappings().one_or_none()
@@ -413,14 +407,21 @@ def _revive(connection: Connection, study_instance_uid: str | None, now: float) 
     lacking = (job.c.state == State.NOT_APPLICABLE) & (job.c.reason == MISSING_INPUT)
     of_study = (series.c.study_instance_uid == study_instance_uid) & (series.c.revision == job.c.revision)
     for number in connection.execute(query.where(lacking & of_study).order_by(job.c.job_id)).scalars().all():
-        _move(connection, number, Happening.REQUEUED, now, not_before=now)
+        move(connection, number, Happening.REQUEUED, now, not_before=now)
 
 
 def _owned(held: Job) -> Any:
     return (job.c.job_id == held.job_id) & (job.c.state == State.RUNNING) & (job.c.lease_token == held.lease_token)
 
 
-def _move(
+def lock_owned(connection: Connection, held: Job) -> None:
+    """Lock a job until the transaction ends; raise LostLease where it is not ours any more."""
+    query = select(job.c.job_id).where(_owned(held)).with_for_update()
+    if connection.execute(query).scalar() is None:
+        raise LostLease
+
+
+def move(
     connection: Connection,
     job_id: int,
     happening: Happening,
@@ -432,11 +433,13 @@ def _move(
     **fields: Any,
 ) -> State:
     """Move a job along the table and write the event; the only statement that changes a state but the claim."""
-    before = _read(connection, job_id)
+    before = read_job(connection, job_id)
     after = advance(before.state, happening)
     values: dict[str, Any] = {"state": after, "reason": reason, "detail": detail, "lease_token": None}
     if after is State.QUEUED:
         values.update(not_before=not_before if not_before is not None else now, hinted_at=None, lease_until=None)
+    elif after is State.COMMITTING:
+        values.update(not_before=not_before, lease_until=None, progress=1.0)
     else:
         values.update(ended_at=now, lease_until=None, progress=1.0 if after is State.DONE else before.progress)
     connection.execute(update(job).where(job.c.job_id == job_id).values(**values))
