@@ -20,6 +20,7 @@ from dicom_node.dispatch import QUEUES, Dispatcher
 from dicom_node.errors import Unavailable
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
+from dicom_node.promising import Promising
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool
 from dicom_node.supervision import Child
@@ -40,7 +41,9 @@ class Node:
         self.node_id = f"{socket.gethostname()}:{settings.node.ae_title}:{settings.node.port}"
         self._spool = Spool(settings.node.storage, minimum_free=settings.receive.minimum_free_megabytes * _MEGABYTE)
         self.ledger = Ledger(settings.ledger_url, migrate=True)
-        self._scp = Scp(settings, self.ledger, Intake(self.ledger, self._spool, node_id=self.node_id))
+        self._promising = Promising(settings, self.ledger, self._spool)
+        intake = Intake(self.ledger, self._spool, node_id=self.node_id)
+        self._scp = Scp(settings, self.ledger, intake, self._promising)
         self._assembler = Assembler(
             self.ledger,
             self._spool,
@@ -62,7 +65,9 @@ class Node:
         self.ledger.arrivals.forget_associations_of(self.node_id, now=time.time())
         if not self._settings.node.broker:
             self._start_children()
-        return self._scp.start()
+        port = self._scp.start()
+        self._promising.start()
+        return port
 
     def run(self) -> None:
         """Assemble and dispatch until `stop` is called."""
@@ -95,6 +100,7 @@ class Node:
 
     def stop(self) -> None:
         """Finish the instances in flight and the jobs that run, then end everything."""
+        self._promising.stop()
         self._scp.stop()
         broker, workers = self._children[:1], self._children[1:]
         for child in workers:

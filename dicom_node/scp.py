@@ -1,4 +1,4 @@
-"""The listening side: Verification and Storage SCP. Every handler hands over at once; nothing here decides."""
+"""The listening side: Verification, Storage, Storage Commitment. Every handler hands over at once; nothing decides."""
 
 from __future__ import annotations
 
@@ -16,12 +16,23 @@ from pydicom import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 
+from dicom_node.commitment import STORAGE_COMMITMENT, Report
 from dicom_node.config import Settings
+from dicom_node.delivery.commit import answer_report
 from dicom_node.entities import AssociationIdentity
 from dicom_node.errors import InvalidInstance, Unavailable
 from dicom_node.intake import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Intake, Outcome
 from dicom_node.ledger import Ledger
-from dicom_node.services import A_ASSOCIATE_RJ, STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION, Rejection, Status
+from dicom_node.promising import Promising
+from dicom_node.services import (
+    A_ASSOCIATE_RJ,
+    RESULT_TRANSFER_SYNTAXES,
+    STORAGE_SOP_CLASSES,
+    TRANSFER_SYNTAXES,
+    VERIFICATION,
+    Rejection,
+    Status,
+)
 
 log = structlog.get_logger()
 
@@ -47,8 +58,9 @@ class _Open:
 class Scp:
     """The node's own application entity."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, intake: Intake) -> None:
-        """Prepare to listen; `start` does."""
+    def __init__(self, settings: Settings, ledger: Ledger, intake: Intake, promising: Promising | None = None) -> None:
+        """Prepare to listen; `start` does. Without `promising` nothing is promised to those who ask."""
+        self._promising = promising
         self._settings = settings
         self._ledger = ledger
         self._intake = intake
@@ -75,6 +87,8 @@ class Scp:
         entity.add_supported_context(VERIFICATION)
         for sop_class in STORAGE_SOP_CLASSES:
             entity.add_supported_context(sop_class.uid, list(TRANSFER_SYNTAXES))
+        # both roles: a modality that asks is its SCU, a PACS that reports is its SCP
+        entity.add_supported_context(STORAGE_COMMITMENT, list(RESULT_TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
         self._server = entity.start_server((node.host, node.port), block=False, evt_handlers=self._handlers())
         self._server.socket.listen(_BACKLOG)
         return int(self._server.socket.getsockname()[1])
@@ -111,6 +125,8 @@ class Scp:
             (evt.EVT_ACCEPTED, self._on_accepted),
             (evt.EVT_C_ECHO, lambda event: Status.SUCCESS),
             (evt.EVT_C_STORE, self._on_c_store),
+            (evt.EVT_N_ACTION, self._on_n_action),
+            (evt.EVT_N_EVENT_REPORT, lambda event: answer_report(event, self._reported)),
             (evt.EVT_RELEASED, self._on_released),
             (evt.EVT_ABORTED, lambda event: self._ended(event.assoc)),
             (evt.EVT_CONN_CLOSE, lambda event: self._ended(event.assoc)),
@@ -248,6 +264,20 @@ class Scp:
         if outcome is Outcome.QUARANTINED:
             log.warning("instance.quarantined", calling_ae_title=opened.identity.calling_ae_title)
         return Status.SUCCESS
+
+    # -- storage commitment ---------------------------------------------------------------------------------
+
+    def _on_n_action(self, event: Any) -> tuple[int | Dataset, None]:
+        if self._promising is None or not self._settings.commitment.answer:
+            return _answer(Status.NOT_AUTHORISED, "commitment.answer = false: this node promises nothing"), None
+        return self._promising.on_request(event, _ae_title(event.assoc.requestor.ae_title))
+
+    def _reported(self, report: Report) -> bool:
+        patience = self._settings.delivery.patience
+        known = self._ledger.commitments.reported(report, now=time.time(), patience=patience)
+        fields = {"committed": len(report.committed), "failed": len(report.failed)}
+        log.info("commitment.received" if known else "commitment.unknown", **fields)
+        return known
 
     def _refused(self, opened: _Open, status: int, comment: str, offending_element: int | None = None) -> Dataset:
         opened.outcomes["refused"] = opened.outcomes.get("refused", 0) + 1

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from dicom_node.entities import Header
 from dicom_node.errors import SettingsError, SpoolFull, Unavailable
@@ -18,6 +19,9 @@ from dicom_node.errors import SettingsError, SpoolFull, Unavailable
 _REMEMBERED = 10_000  # folders known to exist
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 Bytes = bytes | memoryview
+_META_HEAD = 144  # bytes of preamble, prefix and the element that says how long the meta information is
+_META_LENGTH = b"DICM" + b"\x02\x00\x00\x00UL\x04\x00"
+_PIECE = 1 << 20
 
 
 class Spool:
@@ -91,6 +95,14 @@ class Spool:
         self._write(path, b"", content, room=False)
         return str(path), sha256
 
+    def is_intact(self, path: str, *, dataset_sha256: str) -> bool:
+        """Return whether a received file is there and its data set is the one with this digest; reads all of it."""
+        try:
+            with self.absolute(path).open("rb") as file:
+                return dataset_digest(file) == dataset_sha256
+        except (OSError, ValueError):
+            return False
+
     def sweep_incoming(self) -> int:
         """Delete temporary files that an earlier life of the node left; return how many."""
         with _availability():
@@ -134,6 +146,21 @@ class Spool:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known.add(folder)
+
+
+def dataset_digest(file: BinaryIO) -> str:
+    """Return the SHA-256 (hex) of the data set of a Part 10 file, read in pieces (PS3.10 Section 7.1).
+
+    Raises ValueError where the file has no meta information of a known length, which every file of the node has.
+    """
+    head = file.read(_META_HEAD)
+    if len(head) < _META_HEAD or head[128:140] != _META_LENGTH:
+        raise ValueError("no file meta information")
+    file.seek(_META_HEAD + int.from_bytes(head[140:144], "little"))
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _write_all(descriptor: int, content: Bytes) -> None:

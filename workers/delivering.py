@@ -54,7 +54,7 @@ class Delivering:
         selection = _Selection(job.peer or "", peer, wanted, [self._parcel(result) for result in wanted], self._ledger)
         asking = self._question(job, peer, ()) if peer.commitment else None
         statuses = self._deliver(peer, selection.parcels, asking, choose=selection.choose) if wanted else []
-        fields = {
+        fields: dict[str, Any] = {
             "detail": f"{len(statuses)} instances stored at {peer.ae_title}",
             "statuses": {uid: f"0x{status:04X}" for uid, status in statuses},
             "replaced": list(selection.choice.replaced),

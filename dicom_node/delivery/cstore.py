@@ -147,7 +147,7 @@ class Associated:
         """Prepare it; with `as_scp` the node takes the SCP's part in every context (PS3.7 D.3.3.4)."""
         self._peer = peer
         self._handlers = [(evt.EVT_CONN_OPEN, _send_at_once), *handlers]
-        self._roles = [build_role(uid, scp_role=True) for uid, _ in contexts] if as_scp else []
+        self._roles: list[Any] = [build_role(uid, scp_role=True) for uid, _ in contexts] if as_scp else []
         self._may_take_nothing = may_take_nothing
         entity = AE(ae_title=peer.calling_ae_title or ae_title)
         entity.connection_timeout = timing.connect_timeout

@@ -215,7 +215,10 @@ class Commitments:
     def _write(
         self, connection: Connection, pending: Pending, name: str, now: float, fields: Mapping[str, Any]
     ) -> None:
-        about: dict[str, Any] = {"calling_ae_title": pending.calling_ae_title, "transaction_uid": pending.request.transaction_uid}
+        about: dict[str, Any] = {
+            "calling_ae_title": pending.calling_ae_title,
+            "transaction_uid": pending.request.transaction_uid,
+        }
         write_event(connection, name, now, **about, **fields)
 
 

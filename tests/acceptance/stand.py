@@ -173,7 +173,7 @@ class NodeProcess:
 
         def idle() -> list[dict[str, Any]] | None:
             found = self.jobs()
-            busy = [job for job in found if job["state"] in ("queued", "running")]
+            busy = [job for job in found if job["state"] in ("queued", "running", "committing")]
             return found if len(found) >= jobs and not busy else None
 
         try:

@@ -1,0 +1,182 @@
+"""The node's promise to keep what it holds: requests are answered by what the ledger and the disk say (PS3.4 Annex J).
+
+A request is on record before it is answered, so its report outlives the node. The report goes out on the association
+that asked, where that is still open a second later, else on a new one to the peer with the caller's AE title.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+from pydicom import Dataset
+
+from dicom_node.commitment import (
+    REQUEST,
+    STORAGE_COMMITMENT_INSTANCE,
+    FailureReason,
+    Malformed,
+    Reference,
+    Report,
+    judge,
+    read_request,
+    report_on,
+)
+from dicom_node.config import Settings
+from dicom_node.delivery import commit
+from dicom_node.errors import NodeError, PeerBusy, Unavailable
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.commitments import Known, Pending
+from dicom_node.services import Status
+from dicom_node.spool import Spool
+
+log = structlog.get_logger()
+
+_AT_ONCE = 4  # reports on their way
+_POLL = 0.2
+_JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
+
+
+class Promising:
+    """Answers requests for storage commitment, and sees to it that the answers are taken."""
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, spool: Spool, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Look instances up in `ledger`, read them again from `spool`."""
+        self._settings = settings
+        self._ledger = ledger
+        self._spool = spool
+        self._clock = clock
+        self._open: dict[int, Any] = {}  # associations that asked, by request
+        self._under_way: set[int] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="commitment")
+        self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
+
+    def start(self) -> None:
+        """Begin to report."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begin nothing new, and wait for what is under way; the rest is reported in the next life."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    # -- asked ----------------------------------------------------------------------------------------------
+
+    def on_request(self, event: Any, calling_ae_title: str) -> tuple[int | Dataset, None]:
+        """Answer an N-ACTION: 0x0000 says that the request is on record and its report will come."""
+        request = event.request
+        if request.ActionTypeID != REQUEST:
+            return commit.failure(Status.NO_SUCH_ACTION, "The only action is 1, Request Storage Commitment"), None
+        if str(request.RequestedSOPInstanceUID) != STORAGE_COMMITMENT_INSTANCE:
+            return commit.failure(Status.NO_SUCH_SOP_INSTANCE, "Not the well-known SOP Instance"), None
+        try:
+            asked = read_request(event.action_information)
+        except Malformed as error:
+            return commit.failure(Status.INVALID_ARGUMENT_VALUE, str(error)), None
+        except Exception:  # pydicom answers garbage with whatever exception comes first
+            return commit.failure(Status.PROCESSING_FAILURE, "The action information cannot be parsed"), None
+        now = self._clock()
+        later = now + self._settings.commitment.same_association_after
+        try:
+            number = self._ledger.commitments.asked(asked, calling_ae_title=calling_ae_title, not_before=later, now=now)
+        except Unavailable as error:
+            return commit.failure(Status.RESOURCE_LIMITATION, str(error)), None
+        with self._lock:
+            self._open[number] = event.assoc
+        return Status.SUCCESS, None
+
+    # -- reported -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.wait(_POLL):
+            try:
+                self._begin()
+            except Unavailable:
+                continue  # the node says so elsewhere, and nothing is lost: the requests are on record
+            except Exception as error:  # a defect of ours must not end the thread
+                log.exception("commitment.defect", error=type(error).__name__)
+
+    def _begin(self) -> None:
+        """Begin to report on what is due and not under way."""
+        for pending in self._ledger.commitments.pending(now=self._clock(), limit=_AT_ONCE * 8):
+            with self._lock:
+                if pending.request_id in self._under_way:
+                    continue
+                self._under_way.add(pending.request_id)
+            self._pool.submit(self._attend, pending)
+
+    def _attend(self, pending: Pending) -> None:
+        try:
+            self._report(pending)
+        except Unavailable as error:
+            log.warning("commitment.waiting", reason=str(error))
+        except Exception as error:
+            log.exception("commitment.defect", error=type(error).__name__)
+        finally:
+            with self._lock:
+                self._under_way.discard(pending.request_id)
+
+    def _report(self, pending: Pending) -> None:
+        said = self.verdict(pending)
+        try:
+            how = self._send(pending, said)
+        except NodeError as error:
+            self._later(pending, str(error))
+            return
+        self._ledger.commitments.answered(pending, said, now=self._clock(), how=how)
+        log.info(
+            "commitment.reported",
+            calling_ae_title=pending.calling_ae_title,
+            committed=len(said.committed),
+            failed=len(said.failed),
+            how=how,
+        )
+
+    def verdict(self, pending: Pending) -> Report:
+        """Return what there is to say: every instance is looked up, read again and compared with its digest."""
+        references = pending.request.references
+        known = self._ledger.commitments.known([reference.sop_instance_uid for reference in references])
+        return report_on(pending.request, [self._judge(each, known.get(each.sop_instance_uid)) for each in references])
+
+    def _judge(self, reference: Reference, known: Known | None) -> FailureReason | None:
+        if known is None:
+            return judge(reference, None, is_intact=False)
+        return judge(
+            reference, known.sop_class_uid, is_intact=self._spool.is_intact(known.path, dataset_sha256=known.sha256)
+        )
+
+    def _send(self, pending: Pending, said: Report) -> str:
+        """Send the report; return on which association it was taken."""
+        with self._lock:
+            association = self._open.pop(pending.request_id, None)
+        if association is not None and association.is_established:
+            try:
+                commit.report_on(association, said)
+                return "on the association that asked"
+            except PeerBusy as error:
+                log.info("commitment.not_taken", reason=str(error))  # the other way is left
+        peer = self._settings.peer_by_title(pending.calling_ae_title)
+        if peer is None:
+            raise PeerBusy(f'no [peer.NAME] has ae_title = "{pending.calling_ae_title}": its address is not known')
+        commit.report(peer, said, ae_title=self._settings.node.ae_title, timing=self._settings.delivery)
+        return "on a new association"
+
+    def _later(self, pending: Pending, reason: str) -> None:
+        now, patience = self._clock(), self._settings.delivery.patience
+        log.warning("commitment.not_reported", calling_ae_title=pending.calling_ae_title, reason=reason)
+        if patience.is_over(pending.asked_at, now=now):
+            self._ledger.commitments.given_up(pending, now=now, reason=reason)
+            return
+        later = patience.next_try(pending.attempts + 1, now=now, jitter=_JITTER)
+        self._ledger.commitments.postponed(pending, now=now, not_before=later, reason=reason)
