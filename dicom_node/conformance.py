@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pydicom.uid import UID
 
 from dicom_node import __version__
+from dicom_node.commitment import REMEDIES, FailureReason
 from dicom_node.config import Settings
 from dicom_node.created import created_objects
 from dicom_node.intake import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -54,9 +55,10 @@ def _lines() -> Iterator[str]:
             ("Verification", "yes", "yes"),
             ("Storage of images", "`dicom-node send` only", "yes"),
             ("Storage of results", "yes", "yes: kept, never an input"),
+            ("Storage Commitment Push Model", "yes, where `commitment` of a peer is set", "yes"),
         ],
     )
-    yield from ("", "Media interchange, Query/Retrieve, DICOMweb and storage commitment are not supported.", "")
+    yield from ("", "Media interchange, Query/Retrieve and DICOMweb are not supported.", "")
     yield from ("## N.4 Implementation identifying information", "")
     yield from _table(
         ("item", "value"),
@@ -149,6 +151,7 @@ def _lines() -> Iterator[str]:
         ],
     )
     yield from ("", "*again*: retried with growing pauses. *never*: the delivery fails and waits for the operator.", "")
+    yield from _commitment()
     yield from (
         "## N.10 Character sets",
         "",
@@ -157,6 +160,64 @@ def _lines() -> Iterator[str]:
     )
     yield from ("## N.11 Security", "", "No secure transport profile yet: use it inside a trusted network.", "")
     yield from created_objects()
+
+
+def _commitment() -> Iterator[str]:
+    settings = Settings().commitment
+    yield from (
+        "## N.7.3.2.6 Storage commitment (PS3.4 Annex J)",
+        "",
+        "### As SCP",
+        "",
+        "A request (N-ACTION, action 1) is on record before it is answered 0x0000. Every instance is then looked up, read",
+        "again from the disk and compared with the SHA-256 of what was received. The report goes out on the association",
+        f"that asked, where that is still open after {settings.same_association_after:g} s",
+        "(`commitment.same_association_after`), else on a new one, with role selection, to the `[peer.NAME]` that bears",
+        "the caller's AE title; it is repeated with growing pauses until it is taken. The node keeps what it holds until",
+        "its operator sets a retention; a modality that deletes on commitment should know that period.",
+        "",
+    )
+    yield from _table(
+        ("failure reason", "when"),
+        [
+            ("0x0112 no such object instance", "never received, or deleted by retention"),
+            ("0x0119 class / instance conflict", "received as another SOP Class"),
+            ("0x0110 processing failure", "the file is missing, unreadable, or not what was received"),
+        ],
+    )
+    yield ""
+    yield from _table(
+        ("status of the N-ACTION", "when"),
+        [
+            ("0x0000", "on record, a report will come"),
+            ("0x0112", "not the well-known SOP Instance"),
+            ("0x0115", "no Transaction UID, or no instance named"),
+            ("0x0123", "another action than 1"),
+            ("0x0124", "`commitment.answer = false`"),
+            ("0x0213", "the ledger is away: ask again later"),
+        ],
+    )
+    yield from (
+        "",
+        "### As SCU",
+        "",
+        "Where `commitment = true` is set for a peer, the N-ACTION follows the last C-STORE on the same association, which",
+        f"stays open {settings.report_wait:g} s (`commitment.report_wait`) for the report; a later one is taken on a new",
+        "association, with or without role selection. Without a report the peer is asked again, under a new Transaction",
+        f"UID, after {settings.ask_again_after:g} s (`commitment.ask_again_after`).",
+        "",
+    )
+    yield from _table(
+        ("failure reason", "what the node does"),
+        [
+            *(
+                (f"0x{reason:04X} {FailureReason(reason).name.lower().replace('_', ' ')}", what.value)
+                for reason, what in REMEDIES.items()
+            ),
+            ("any other", "send again"),
+        ],
+    )
+    yield ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
