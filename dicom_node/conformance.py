@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from textwrap import wrap
 
 from pydicom.uid import UID
 
@@ -24,6 +25,7 @@ from dicom_node.services import (
     transfer_syntaxes,
 )
 
+_WIDTH = 118
 _USES = {
     Use.IMAGE: "one image of a series; may start a job",
     Use.WHOLE: "complete by itself; may start a job",
@@ -169,12 +171,16 @@ def _commitment() -> Iterator[str]:
         "",
         "### As SCP",
         "",
-        "A request (N-ACTION, action 1) is on record before it is answered 0x0000. Every instance is then looked up, read",
-        "again from the disk and compared with the SHA-256 of what was received. The report goes out on the association",
-        f"that asked, where that is still open after {settings.same_association_after:g} s",
-        "(`commitment.same_association_after`), else on a new one, with role selection, to the `[peer.NAME]` that bears",
-        "the caller's AE title; it is repeated with growing pauses until it is taken. The node keeps what it holds until",
-        "its operator sets a retention; a modality that deletes on commitment should know that period.",
+        *wrap(
+            "A request (N-ACTION, action 1) is on record before it is answered 0x0000. Every instance is then looked "
+            "up, read again from the disk and compared with the SHA-256 of what was received. The report goes out on "
+            f"the association that asked, where that is still open after {settings.same_association_after:g} s "
+            "(`commitment.same_association_after`), else on a new one, with role selection, to the `[peer.NAME]` that "
+            "bears the caller's AE title; it is repeated with growing pauses until it is taken. The node keeps what "
+            "it holds until its operator sets a retention; a modality that deletes on commitment should know that "
+            "period.",
+            width=_WIDTH,
+        ),
         "",
     )
     yield from _table(
@@ -201,10 +207,14 @@ def _commitment() -> Iterator[str]:
         "",
         "### As SCU",
         "",
-        "Where `commitment = true` is set for a peer, the N-ACTION follows the last C-STORE on the same association, which",
-        f"stays open {settings.report_wait:g} s (`commitment.report_wait`) for the report; a later one is taken on a new",
-        "association, with or without role selection. Without a report the peer is asked again, under a new Transaction",
-        f"UID, after {settings.ask_again_after:g} s (`commitment.ask_again_after`).",
+        *wrap(
+            "Where `commitment = true` is set for a peer, the N-ACTION follows the last C-STORE on the same "
+            f"association, which stays open {settings.report_wait:g} s (`commitment.report_wait`) for the report; a "
+            "later one is taken on a new association, with or without role selection. Without a report the peer is "
+            f"asked again, under a new Transaction UID, after {settings.ask_again_after:g} s "
+            "(`commitment.ask_again_after`).",
+            width=_WIDTH,
+        ),
         "",
     )
     yield from _table(
