@@ -72,7 +72,10 @@ class ReceiveTable(_Table):
     maximum_associations_per_peer: Annotated[int, Field(ge=1)] = 100
     maximum_pdu_length: Annotated[int, Field(ge=4096, le=2**27)] = 131072
     keep_private_sop_classes: bool = False
-    network_timeout: Annotated[float, Field(gt=0)] = 60.0
+    maximum_connections_per_address: Annotated[int, Field(ge=1)] = 150
+    maximum_instance_megabytes: Annotated[int, Field(ge=1)] = 4096
+    association_timeout: Annotated[float, Field(gt=0)] = 30.0  # from the connection to the whole A-ASSOCIATE-RQ
+    network_timeout: Annotated[float, Field(gt=0)] = 60.0  # for one PDU, or without any
     minimum_free_megabytes: Annotated[int, Field(ge=0)] = 1024
 
 

@@ -33,10 +33,12 @@ from dicom_node.services import (
     Rejection,
     Status,
 )
+from dicom_node.wire import GuardedServer, Limits, TooLarge
 
 log = structlog.get_logger()
 
-_BACKLOG = 128  # connections that may wait to be accepted; pynetdicom's own 5 make a burst wait for seconds
+_UNASSOCIATED = 100  # connections beyond the limit of associations, so that who comes too much is told
+_MEGABYTE = 1024 * 1024
 _ERROR_COMMENT = 64  # characters in a VR of LO
 
 
@@ -83,15 +85,30 @@ class Scp:
         entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         entity.maximum_pdu_size = receive.maximum_pdu_length
         entity.network_timeout = receive.network_timeout
-        entity.maximum_associations = receive.maximum_associations + 100  # ours is asked first, and says why
+        entity.acse_timeout = receive.association_timeout
+        entity.maximum_associations = receive.maximum_associations + _UNASSOCIATED  # ours is asked first, and says why
         entity.add_supported_context(VERIFICATION)
         for sop_class in STORAGE_SOP_CLASSES:
             entity.add_supported_context(sop_class.uid, list(TRANSFER_SYNTAXES))
         # both roles: a modality that asks is its SCU, a PACS that reports is its SCP
         entity.add_supported_context(STORAGE_COMMITMENT, list(RESULT_TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
-        self._server = entity.start_server((node.host, node.port), block=False, evt_handlers=self._handlers())
-        self._server.socket.listen(_BACKLOG)
+        self._server = entity.make_server(
+            (node.host, node.port), server_class=GuardedServer, evt_handlers=self._handlers(), limits=self._limits()
+        )
+        entity._servers.append(self._server)
+        threading.Thread(target=self._server.serve_forever, name="listener", daemon=True).start()
         return int(self._server.socket.getsockname()[1])
+
+    def _limits(self) -> Limits:
+        receive = self._settings.receive
+        return Limits(
+            maximum_pdu_length=receive.maximum_pdu_length,
+            maximum_message=receive.maximum_instance_megabytes * _MEGABYTE,
+            association_timeout=receive.association_timeout,
+            network_timeout=receive.network_timeout,
+            maximum_connections=receive.maximum_associations + _UNASSOCIATED,
+            maximum_connections_per_address=receive.maximum_connections_per_address,
+        )
 
     def stop(self, *, grace: float = 10.0) -> None:
         """Stop listening, finish the instances in flight, then end what is still open."""
@@ -250,6 +267,8 @@ class Scp:
         data = request.DataSet
         if data is None:
             raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The C-STORE request has no data set")
+        if isinstance(data, TooLarge):
+            raise Unavailable("Larger than receive.maximum_instance_megabytes")
         view = data.getbuffer()
         opened.touched = True
         outcome, _header = self._intake.keep(
