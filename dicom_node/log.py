@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
 import traceback
 import warnings
 from typing import TextIO, cast
@@ -34,6 +35,12 @@ def configure(*, verbose: bool = False) -> None:
         cache_logger_on_first_use=True,
     )
     _silence_libraries()
+    threading.excepthook = _thread_defect
+
+
+def _thread_defect(defect: threading.ExceptHookArgs) -> None:
+    """Say where a thread died, by type and place: what Python prints may quote what a patient is called."""
+    structlog.get_logger().error("thread.defect", exc_info=defect.exc_value)
 
 
 class _StandardError(io.TextIOBase):

@@ -24,6 +24,7 @@ from typing import Any, cast
 import structlog
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
@@ -113,8 +114,32 @@ class GuardedSocket(AssociationSocket):
         raise ConnectionAbortedError
 
     def _shutdown_socket(self) -> None:
-        """Close, also where the peer has gone already: pynetdicom leaves that to the garbage collector."""
+        """Close, also where the peer has gone already: pynetdicom leaves that to the garbage collector.
+
+        A thread that still waits for the A-ASSOCIATE-RQ is told that there will be none.
+        """
         close(self._client)
+        if self.assoc.requestor.primitive is None:
+            self.assoc.dul.to_user_queue.put(cast(Any, None))
+
+
+class GuardedProvider(DULServiceProvider):
+    """The upper layer of one connection: where its state machine meets what it does not know, the connection ends."""
+
+    def run_reactor(self) -> None:
+        """Run until the connection ends; pynetdicom's own thread dies with a traceback and leaves everything open."""
+        try:
+            super().run_reactor()
+        except Exception as error:
+            log.info("association.broken", error=type(error).__name__, address=self.assoc.requestor.address)
+            self.assoc.is_aborted = True
+            self.assoc.is_established = False
+            self.assoc._kill = self._kill_thread = True
+            with suppress(Exception):
+                self.assoc.dimse.msg_queue.put((None, None))  # whoever waits for a message waits in vain
+        finally:
+            if isinstance(self.socket, AssociationSocket):
+                self.socket._shutdown_socket()
 
 
 class GuardedMessages(DIMSEServiceProvider):
@@ -145,10 +170,11 @@ class GuardedMessages(DIMSEServiceProvider):
 
     def _drop(self, primitive: P_DATA) -> None:
         """Keep of the fragments what says where the message ends."""
-        primitive.presentation_data_value_list = [
-            (context_id, value if value[0] & 1 else value[:1])
+        kept: list[Any] = [  # of lists: pynetdicom takes no tuples, whatever it declares
+            [context_id, value if value[0] & 1 else value[:1]]
             for context_id, value in primitive.presentation_data_value_list
         ]
+        primitive.presentation_data_value_list = kept
         if self.message is not None and not isinstance(self.message.data_set, TooLarge):
             self.message.data_set = TooLarge()
 
@@ -187,9 +213,9 @@ class GuardedHandler(RequestHandler):
 
     def _create_association(self) -> Association:
         association = super()._create_association()
-        guarded = GuardedSocket(association, self.request, self.server.limits)
-        association.dul.event_queue.get_nowait()  # the connection was announced by the socket that this replaces
-        association.dul.socket = guarded
+        association.dul = GuardedProvider(association)
+        association.acse_timeout, association.network_timeout = self.ae.acse_timeout, self.ae.network_timeout
+        association.dul.socket = GuardedSocket(association, self.request, self.server.limits)
         association.dimse = GuardedMessages(association, self.server.limits)
         self.server.associated(self.request, association)
         return association
@@ -264,7 +290,7 @@ class GuardedServer(ThreadedAssociationServer):
             ended = [
                 request
                 for request, (_, association) in self._connections.items()
-                if request.fileno() < 0 or (association is not None and _has_ended(association))
+                if (request.fileno() < 0 if association is None else _has_ended(association))
             ]
             for request in ended:
                 del self._connections[request]
