@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,10 +22,11 @@ from pydicom.datadict import tag_for_keyword
 
 from dicom_node.catalogue import ModelFolder, default_folder, read_catalogue, suggestion
 from dicom_node.errors import SettingsError
+from dicom_node.expansion import expand
 from dicom_node.forms import DEFAULT_RESULTS, Wish
 from dicom_node.lifecycle import Patience
 from dicom_node.routing import CALLING_AE_TITLE, Route
-from dicom_node.services import RESULT_KIND_NAMES, Admission
+from dicom_node.services import RESULT_KIND_NAMES, Admission, Credentials
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 OneOrMore = Annotated[
@@ -57,14 +59,41 @@ class NodeTable(_Table):
     port: Port = 11112
     storage: Path = Path("dicom-node-data")
     models: Path = Field(default_factory=default_folder)
-    ledger: str = ""  # SQLAlchemy URL; empty: SQLite in `storage`
-    broker: str = ""  # redis://...; empty: the node starts its own and one set of workers
+    ledger: str = Field(default="", repr=False)  # SQLAlchemy URL; empty: SQLite in `storage`
+    broker: str = Field(default="", repr=False)  # redis://...; empty: the node starts its own and one set of workers
     device: Annotated[str, StringConstraints(pattern=_DEVICE)] = "auto"
     model_memory_megabytes: Annotated[int, Field(ge=0)] = 0  # of all contained models together
 
 
+class TlsTable(_Table):
+    """[tls]: certificates; with them the node listens on a second port, by the BCP 195 profile (PS3.15 B.12)."""
+
+    port: Port = 2762
+    certificate: Path | None = None  # PEM, with the chain
+    key: Path | None = None
+    key_password: str = Field(default="", repr=False)
+    ca: Path | None = None  # who signs the certificates of peers
+    client_certificates: Literal["required", "none"] = "required"
+    minimum_version: Literal["1.2", "1.3"] = "1.2"
+
+    @property
+    def is_on(self) -> bool:
+        """Return whether the node listens with TLS."""
+        return self.certificate is not None
+
+
 class ReceiveTable(_Table):
     """[receive]: what the SCP lets in."""
+
+    plain: bool = True  # listen without TLS, on node.port
+    addresses: tuple[str, ...] = ()  # networks that may connect, such as 10.1.0.0/16; empty: all
+
+    @field_validator("addresses")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ip_network(network)  # its message names what is wrong with it
+        return value
 
     check_called_ae_title: bool = False
     calling_ae_titles: tuple[AeTitle, ...] = ()
@@ -139,6 +168,16 @@ class Peer(_Table):
     segmentation_type: Literal["BINARY", "LABELMAP"] = "BINARY"
     split_segmentations_above: Annotated[int, Field(ge=0)] = 0  # frames; 0: never
     calling_ae_title: AeTitle | None = None  # how the node names itself there; its own by default
+    tls: bool = False
+    tls_name: str = ""  # whose certificate it must show; its host by default
+    tls_ca: Path | None = None  # these five instead of those of [tls]
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_key_password: str = Field(default="", repr=False)
+    tls_minimum_version: Literal["1.2", "1.3"] | None = None
+    certificate_sha256: tuple[str, ...] = ()  # who calls with this AE title must show one of these certificates
+    user: str = ""  # who calls with this AE title must name this user (PS3.7 D.3.3.7)
+    passcode: str = Field(default="", repr=False)
     commitment: bool = False  # delivered means committed (PS3.4 Annex J)
 
     @field_validator("results")
@@ -149,6 +188,15 @@ class Peer(_Table):
                 nearest = suggestion(kind, list(RESULT_KIND_NAMES))
                 raise ValueError(f"no result kind {kind!r} (there is {', '.join(RESULT_KIND_NAMES)}){nearest}")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("certificate_sha256")
+    @classmethod
+    def _fingerprints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        plain = tuple(each.replace(":", "").lower() for each in value)
+        for each in plain:
+            if not re.fullmatch(r"[0-9a-f]{64}", each):
+                raise ValueError("a SHA-256 fingerprint has 64 hexadecimal digits: openssl x509 -fingerprint -sha256")
+        return plain
 
     @property
     def wish(self) -> Wish:
@@ -186,6 +234,7 @@ class Settings(_Table):
     """Everything an operator can set."""
 
     node: NodeTable = NodeTable()
+    tls: TlsTable = TlsTable()
     receive: ReceiveTable = ReceiveTable()
     completion: CompletionTable = CompletionTable()
     jobs: JobsTable = JobsTable()
@@ -221,6 +270,12 @@ class Settings(_Table):
             calling_ae_titles=frozenset(self.receive.calling_ae_titles),
             maximum_associations=self.receive.maximum_associations,
             maximum_associations_per_peer=self.receive.maximum_associations_per_peer,
+            networks=tuple(ip_network(network) for network in self.receive.addresses),
+            credentials={
+                peer.ae_title: Credentials(frozenset(peer.certificate_sha256), peer.user, peer.passcode)
+                for peer in self.peer.values()
+                if peer.certificate_sha256 or peer.user
+            },
         )
 
     def catalogue(self) -> Mapping[str, ModelFolder]:
@@ -251,6 +306,7 @@ def parse(text: str, *, where: str = "node.toml", base: Path = Path()) -> Settin
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{where}: not TOML: {error}") from error
+    data = expand(data, where=where, base=base)
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
@@ -265,7 +321,27 @@ def parse(text: str, *, where: str = "node.toml", base: Path = Path()) -> Settin
 def _with_absolute_folders(settings: Settings, base: Path) -> Settings:
     node = settings.node
     folders = {"storage": (base / node.storage).absolute(), "models": (base / node.models).absolute()}
-    return settings.model_copy(update={"node": node.model_copy(update=folders)})
+    files = {name: _beside(base, getattr(settings.tls, name)) for name in ("certificate", "key", "ca")}
+    tls = settings.tls.model_copy(update=files)
+    peers = {name: _with_tls(peer, tls, base) for name, peer in settings.peer.items()}
+    return settings.model_copy(update={"node": node.model_copy(update=folders), "tls": tls, "peer": peers})
+
+
+def _beside(base: Path, path: Path | None) -> Path | None:
+    return (base / path).absolute() if path else None
+
+
+def _with_tls(peer: Peer, tls: TlsTable, base: Path) -> Peer:
+    """Give a peer what [tls] says wherever its own table says nothing; a certificate and its key go together."""
+    own = peer.tls_certificate is not None
+    values = {
+        "tls_ca": _beside(base, peer.tls_ca) or tls.ca,
+        "tls_certificate": _beside(base, peer.tls_certificate) or tls.certificate,
+        "tls_key": _beside(base, peer.tls_key) if own else tls.key,
+        "tls_key_password": peer.tls_key_password if own else tls.key_password,
+        "tls_minimum_version": peer.tls_minimum_version or tls.minimum_version,
+    }
+    return peer.model_copy(update=values)
 
 
 def _broken_references(settings: Settings) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -20,7 +21,7 @@ from dicom_node.commitment import STORAGE_COMMITMENT, Report
 from dicom_node.config import Settings
 from dicom_node.delivery.commit import answer_report
 from dicom_node.entities import AssociationIdentity
-from dicom_node.errors import InvalidInstance, Unavailable
+from dicom_node.errors import InvalidInstance, SettingsError, Unavailable
 from dicom_node.intake import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Intake, Outcome
 from dicom_node.ledger import Ledger
 from dicom_node.promising import Promising
@@ -30,9 +31,11 @@ from dicom_node.services import (
     STORAGE_SOP_CLASSES,
     TRANSFER_SYNTAXES,
     VERIFICATION,
+    Caller,
     Rejection,
     Status,
 )
+from dicom_node.tls import Reloading, fingerprint
 from dicom_node.wire import GuardedServer, Limits, TooLarge
 
 log = structlog.get_logger()
@@ -72,7 +75,8 @@ class Scp:
         self._lock = threading.Lock()
         self._in_flight = 0
         self._stopping = False
-        self._server: Any = None
+        self._servers: list[Any] = []
+        self._tls: Reloading | None = None
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -92,12 +96,37 @@ class Scp:
             entity.add_supported_context(sop_class.uid, list(TRANSFER_SYNTAXES))
         # both roles: a modality that asks is its SCU, a PACS that reports is its SCP
         entity.add_supported_context(STORAGE_COMMITMENT, list(RESULT_TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
-        self._server = entity.make_server(
-            (node.host, node.port), server_class=GuardedServer, evt_handlers=self._handlers(), limits=self._limits()
+        if receive.plain:
+            self._listen(entity, node.port)
+        if self._settings.tls.is_on:
+            self._tls = Reloading(self._settings.tls)
+            self._listen(entity, self._settings.tls.port, self._tls)
+        if not self._servers:
+            raise SettingsError("receive.plain = false without [tls] certificate: the node would not listen at all")
+        return self.ports[0]
+
+    @property
+    def ports(self) -> list[int]:
+        """Return where it listens: plain first, then with TLS."""
+        return [int(server.socket.getsockname()[1]) for server in self._servers]
+
+    def _listen(self, entity: AE, port: int, tls: Reloading | None = None) -> None:
+        server: Any = entity.make_server(
+            (self._settings.node.host, port),
+            server_class=GuardedServer,
+            evt_handlers=self._handlers(),
+            limits=self._limits(),
         )
-        entity._servers.append(self._server)
-        threading.Thread(target=self._server.serve_forever, name="listener", daemon=True).start()
-        return int(self._server.socket.getsockname()[1])
+        if tls is not None:
+            server.tls = lambda: tls.context
+            server.on_failed_handshake = self._on_failed_handshake
+        entity._servers.append(server)
+        self._servers.append(server)
+        threading.Thread(target=server.serve_forever, name=f"listener {port}", daemon=True).start()
+
+    def _on_failed_handshake(self, address: str, reason: str) -> None:
+        log.warning("tls.refused", address=address, reason=reason)
+        self._note("tls.refused", address=address, reason=reason)
 
     def _limits(self) -> Limits:
         receive = self._settings.receive
@@ -113,7 +142,7 @@ class Scp:
     def stop(self, *, grace: float = 10.0) -> None:
         """Stop listening, finish the instances in flight, then end what is still open."""
         self._stopping = True
-        if self._server is None:
+        if not self._servers:
             return
         deadline = time.monotonic() + grace
         while self._in_flight and time.monotonic() < deadline:
@@ -121,12 +150,15 @@ class Scp:
         time.sleep(0.1)  # the response to the last instance leaves after its handler has returned
         for opened in self._listed():
             opened.association.abort(block=False)
-        self._server.shutdown()
-        self._server = None
+        for server in self._servers:
+            server.shutdown()
+        self._servers = []
         self.reap(everything=True)
 
     def reap(self, *, everything: bool = False) -> None:
         """End the record of associations whose thread is gone without a word; close what could not be closed."""
+        if self._tls is not None:
+            self._tls.reload()
         for opened in self._listed():
             if everything or not opened.association.is_alive():
                 self._ended(opened.association)
@@ -140,6 +172,7 @@ class Scp:
             (evt.EVT_CONN_OPEN, _send_at_once),
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_ACCEPTED, self._on_accepted),
+            (evt.EVT_USER_ID, lambda event: (True, None)),  # judged already, where one is wanted
             (evt.EVT_C_ECHO, lambda event: Status.SUCCESS),
             (evt.EVT_C_STORE, self._on_c_store),
             (evt.EVT_N_ACTION, self._on_n_action),
@@ -159,7 +192,7 @@ class Scp:
             called_ae_title=_ae_title(requestor.primitive.called_ae_title),
             address=str(requestor.address),
         )
-        rejection = self._admit(event.assoc, identity)
+        rejection = self._admit(event.assoc, identity, _caller(event.assoc, identity))
         if rejection is None:
             return
         self._note_rejection(identity, rejection)
@@ -167,18 +200,13 @@ class Scp:
         event.assoc.is_rejected = True
         event.assoc.kill()
 
-    def _admit(self, association: Any, identity: AssociationIdentity) -> Rejection | None:
+    def _admit(self, association: Any, identity: AssociationIdentity, caller: Caller) -> Rejection | None:
         """Judge and, in the same breath, count: two requests at once cannot both take the last place."""
         with self._lock:
             if self._stopping:
                 return Rejection.STOPPING
             same = sum(o.identity.calling_ae_title == identity.calling_ae_title for o in self._open.values())
-            rejection = self._admission.judge(
-                called_ae_title=identity.called_ae_title,
-                calling_ae_title=identity.calling_ae_title,
-                open_in_all=len(self._open),
-                open_of_peer=same,
-            )
+            rejection = self._admission.judge(caller, open_in_all=len(self._open), open_of_peer=same)
             if rejection is None:
                 self._open[association] = _Open(identity, association, time.monotonic())
             return rejection
@@ -332,6 +360,21 @@ class Scp:
 def _ae_title(sent: Any) -> str:
     """Return an AE title without what must not be in one (PS3.5 6.2): a database may refuse to hold it."""
     return "".join(letter for letter in str(sent or "") if " " <= letter <= "~").strip()
+
+
+def _caller(association: Any, identity: AssociationIdentity) -> Caller:
+    """Return who asks, with the certificate that TLS has verified and the user that is named (PS3.7 D.3.3.7)."""
+    connection = association.dul.socket.socket
+    certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
+    user = association.requestor.user_identity
+    return Caller(
+        identity.called_ae_title,
+        identity.calling_ae_title,
+        identity.address,
+        fingerprint(certificate),
+        (user.primary_field or b"").decode(errors="replace") if user else "",
+        (user.secondary_field or b"").decode(errors="replace") if user else "",
+    )
 
 
 def _answer(status: int, comment: str, offending_element: int | None = None) -> Dataset:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from hmac import compare_digest
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
@@ -235,6 +238,9 @@ class Rejection(StrEnum):
 
     CALLING_AE_TITLE = "calling AE title not recognised"
     CALLED_AE_TITLE = "called AE title not recognised"
+    ADDRESS = "address not admitted"
+    CERTIFICATE = "not the certificate of this calling AE title"
+    USER = "not the user of this calling AE title"
     LOCAL_LIMIT = "local limit of associations reached"
     PEER_LIMIT = "limit of associations for this peer reached"
     STOPPING = "the node is stopping"
@@ -244,6 +250,9 @@ A_ASSOCIATE_RJ: dict[Rejection, tuple[int, int, int]] = {
     # (result, source, reason) of PS3.8 Table 9-21; limits are transient, so that senders try again
     Rejection.CALLING_AE_TITLE: (1, 1, 3),
     Rejection.CALLED_AE_TITLE: (1, 1, 7),
+    Rejection.ADDRESS: (1, 1, 1),
+    Rejection.CERTIFICATE: (1, 1, 3),
+    Rejection.USER: (1, 1, 3),
     Rejection.LOCAL_LIMIT: (2, 3, 2),
     Rejection.PEER_LIMIT: (2, 3, 2),
     Rejection.STOPPING: (2, 3, 1),
@@ -251,25 +260,61 @@ A_ASSOCIATE_RJ: dict[Rejection, tuple[int, int, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """What proves that who calls with an AE title may bear it; empty: nothing has to."""
+
+    certificates: frozenset[str] = frozenset()  # SHA-256, hex
+    user: str = ""
+    passcode: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for an association, and what it shows."""
+
+    called_ae_title: str
+    calling_ae_title: str
+    address: str
+    certificate_sha256: str | None = None
+    user: str = ""
+    passcode: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
-    """Who may associate, and how many at once; an empty list of calling AE titles admits everyone."""
+    """Who may associate, and how many at once; an empty list of calling AE titles or networks admits everyone."""
 
     ae_title: str
     check_called_ae_title: bool
     calling_ae_titles: frozenset[str]
     maximum_associations: int
     maximum_associations_per_peer: int
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    credentials: Mapping[str, Credentials] = field(default_factory=dict)  # by calling AE title
 
-    def judge(
-        self, *, called_ae_title: str, calling_ae_title: str, open_in_all: int, open_of_peer: int
-    ) -> Rejection | None:
+    def judge(self, caller: Caller, *, open_in_all: int, open_of_peer: int) -> Rejection | None:
         """Return why to reject an association, or None; the counts are those of the others already open."""
-        if self.check_called_ae_title and called_ae_title.strip() != self.ae_title:
+        if self.networks and not any(_address(caller.address) in network for network in self.networks):
+            return Rejection.ADDRESS
+        if self.check_called_ae_title and caller.called_ae_title.strip() != self.ae_title:
             return Rejection.CALLED_AE_TITLE
-        if self.calling_ae_titles and calling_ae_title.strip() not in self.calling_ae_titles:
+        if self.calling_ae_titles and caller.calling_ae_title.strip() not in self.calling_ae_titles:
             return Rejection.CALLING_AE_TITLE
+        wanted = self.credentials.get(caller.calling_ae_title.strip(), Credentials())
+        if wanted.certificates and caller.certificate_sha256 not in wanted.certificates:
+            return Rejection.CERTIFICATE
+        if wanted.user and not (
+            caller.user == wanted.user and compare_digest(caller.passcode.encode(), wanted.passcode.encode())
+        ):
+            return Rejection.USER
         if open_in_all >= self.maximum_associations:
             return Rejection.LOCAL_LIMIT
         if open_of_peer >= self.maximum_associations_per_peer:
             return Rejection.PEER_LIMIT
         return None
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    """Return an address; one of IPv4 that came in through a socket of IPv6 is one of IPv4."""
+    address = ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address

@@ -343,5 +343,12 @@ def _is_ready(self: AssociationSocket) -> bool:
         return False
 
 
-# The one patch: associations that the node itself requests are given pynetdicom's own socket, which would ask `select`.
+def _shutdown(self: AssociationSocket) -> None:
+    if self.socket is not None:
+        close(self.socket)
+
+
+# The one patch: associations that the node itself requests are given pynetdicom's own socket, which would ask `select`,
+# and which stays open where its connection was never made.
+AssociationSocket._shutdown_socket = _shutdown  # type: ignore[method-assign]
 AssociationSocket.ready = property(_is_ready)  # type: ignore[assignment, method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from dicom_node.services import (
     transfer_syntaxes,
     verdict,
 )
+from dicom_node.tls import client_context
 
 IMPLICIT = RESULT_TRANSFER_SYNTAXES[-1]
 _PLAIN = frozenset({*RESULT_TRANSFER_SYNTAXES, str(RLELossless)})  # what can be re-encoded in the default without loss
@@ -170,6 +172,7 @@ class Associated:
                 ae_title=peer.ae_title,
                 evt_handlers=self._handlers,
                 ext_neg=self._roles or None,
+                tls_args=self._tls_args(),
             )
         except (OSError, RuntimeError) as error:
             raise PeerUnreachable(f"{peer.ae_title} at {peer.host}:{peer.port}: {type(error).__name__}") from error
@@ -182,8 +185,17 @@ class Associated:
             raise PeerRefused(f"{peer.ae_title} rejects the association for good: {answer.reason_str}")
         if refused_all:
             raise PeerRefused(f"{peer.ae_title} accepts none of the SOP classes of the results")
-        what = "rejects the association for now" if association.is_rejected else "does not answer"
+        silent = (
+            "does not answer, or TLS was not agreed on (tls_ca, tls_name, certificate)"
+            if peer.tls
+            else "does not answer"
+        )
+        what = "rejects the association for now" if association.is_rejected else silent
         raise PeerUnreachable(f"{peer.ae_title} at {peer.host}:{peer.port} {what}")
+
+    def _tls_args(self) -> tuple[ssl.SSLContext, str] | None:
+        """Return what a peer with `tls = true` is spoken to with; its files are read anew for each association."""
+        return (client_context(self._peer), self._peer.tls_name or self._peer.host) if self._peer.tls else None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Release, or abort on an error."""
