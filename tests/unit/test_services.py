@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import sop_class
-from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
+from pynetdicom.status import GENERAL_STATUS, STORAGE_SERVICE_CLASS_STATUS
 
 from dicom_node.services import (
     A_ASSOCIATE_RJ,
@@ -14,6 +16,8 @@ from dicom_node.services import (
     TRANSFER_SYNTAXES,
     VERDICTS,
     Admission,
+    Caller,
+    Credentials,
     Rejection,
     Status,
     Use,
@@ -81,10 +85,14 @@ def test_every_syntax_that_pydicom_names_is_accepted():
     assert set(TRANSFER_SYNTAXES) == set(AllTransferSyntaxes)
 
 
-def test_every_status_that_we_answer_has_its_reason_and_is_the_standards():
-    assert set(STORE_ANSWERS) == set(Status)
-    for status in Status:
+def test_every_status_that_a_store_is_answered_with_is_the_standards():
+    for status in STORE_ANSWERS:
         assert status in STORAGE_SERVICE_CLASS_STATUS or status == Status.PROCESSING_FAILURE
+
+
+def test_every_other_status_is_one_of_the_general_ones():
+    for status in set(Status) - set(STORE_ANSWERS):
+        assert status in GENERAL_STATUS
 
 
 @pytest.mark.parametrize(
@@ -147,9 +155,7 @@ def admission(**changes) -> Admission:
     ],
 )
 def test_admission_says_why_not(called, calling, in_all, of_peer, expected):
-    answer = admission().judge(
-        called_ae_title=called, calling_ae_title=calling, open_in_all=in_all, open_of_peer=of_peer
-    )
+    answer = admission().judge(Caller(called, calling, "10.1.2.3"), open_in_all=in_all, open_of_peer=of_peer)
 
     assert answer is expected
 
@@ -157,11 +163,39 @@ def test_admission_says_why_not(called, calling, in_all, of_peer, expected):
 def test_titles_are_checked_only_when_configured():
     anyone = admission(check_called_ae_title=False, calling_ae_titles=frozenset())
 
-    assert anyone.judge(called_ae_title="X", calling_ae_title="Y", open_in_all=0, open_of_peer=0) is None
+    assert anyone.judge(Caller("X", "Y", "10.1.2.3"), open_in_all=0, open_of_peer=0) is None
 
 
-def test_limits_are_transient_and_titles_permanent():
-    permanent = {rejection for rejection, (result, _, _) in A_ASSOCIATE_RJ.items() if result == 1}
+CERTIFICATE, OTHER = "a" * 64, "b" * 64
 
-    assert permanent == {Rejection.CALLING_AE_TITLE, Rejection.CALLED_AE_TITLE}
+
+@pytest.mark.parametrize(
+    ("caller", "expected"),
+    [
+        (Caller("NODE", "CT1", "10.1.2.3", CERTIFICATE), None),
+        (Caller("NODE", "CT1", "::ffff:10.1.2.3", CERTIFICATE), None),
+        (Caller("NODE", "CT1", "10.2.0.1", CERTIFICATE), Rejection.ADDRESS),
+        (Caller("NODE", "CT1", "10.1.2.3", OTHER), Rejection.CERTIFICATE),
+        (Caller("NODE", "CT1", "10.1.2.3"), Rejection.CERTIFICATE),
+        (Caller("NODE", "CT2", "10.1.2.3", None, "scanner", "secret"), None),
+        (Caller("NODE", "CT2", "10.1.2.3", None, "scanner", "Secret"), Rejection.USER),
+        (Caller("NODE", "CT2", "10.1.2.3", CERTIFICATE), Rejection.USER),
+    ],
+)
+def test_networks_certificates_and_users_are_bound_to_titles(caller, expected):
+    bound = admission(
+        networks=(ip_network("10.1.0.0/16"),),
+        credentials={
+            "CT1": Credentials(frozenset({CERTIFICATE})),
+            "CT2": Credentials(frozenset(), "scanner", "secret"),
+        },
+    )
+
+    assert bound.judge(caller, open_in_all=0, open_of_peer=0) is expected
+
+
+def test_limits_are_transient_and_the_rest_is_permanent():
+    transient = {rejection for rejection, (result, _, _) in A_ASSOCIATE_RJ.items() if result == 2}
+
+    assert transient == {Rejection.LOCAL_LIMIT, Rejection.PEER_LIMIT, Rejection.STOPPING}
     assert set(A_ASSOCIATE_RJ) == set(Rejection)

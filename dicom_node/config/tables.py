@@ -1,32 +1,21 @@
-"""node.toml, read once into one frozen Settings; every mistake names its key."""
+"""The tables of node.toml: every key with its default, its unit and what it may hold."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 from pydicom.datadict import tag_for_keyword
 
-from dicom_node.catalogue import ModelFolder, default_folder, read_catalogue, suggestion
-from dicom_node.errors import SettingsError
-from dicom_node.expansion import expand
+from dicom_node.catalogue import default_folder, suggestion
 from dicom_node.forms import DEFAULT_RESULTS, Wish
 from dicom_node.lifecycle import Patience
-from dicom_node.routing import CALLING_AE_TITLE, Route
-from dicom_node.services import RESULT_KIND_NAMES, Admission, Credentials
+from dicom_node.routing import CALLING_AE_TITLE
+from dicom_node.services import RESULT_KIND_NAMES
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 OneOrMore = Annotated[
@@ -37,21 +26,22 @@ Seconds = Annotated[float, Field(ge=0)]
 _AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # PS3.5: no backslash
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
-_PATTERNS = {
+PATTERNS = {
     _AE_TITLE: "an AE title: 1 to 16 characters, no backslash",
     _NAME: "a name: 1 to 32 letters, digits, - and _",
     _DEVICE: 'a device: "auto", "cpu", "cuda" or "cuda:N"',
 }
 AeTitle = Annotated[str, StringConstraints(pattern=_AE_TITLE, strip_whitespace=True)]
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
-CANDIDATES = (Path("node.toml"), Path("/etc/dicom-node/node.toml"))
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """What every table is: read once, frozen, without keys that nobody reads."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class NodeTable(_Table):
+class NodeTable(Table):
     """[node]: who the node is and where it keeps things."""
 
     ae_title: AeTitle = "DICOM_NODE"
@@ -65,7 +55,7 @@ class NodeTable(_Table):
     model_memory_megabytes: Annotated[int, Field(ge=0)] = 0  # of all contained models together
 
 
-class TlsTable(_Table):
+class TlsTable(Table):
     """[tls]: certificates; with them the node listens on a second port, by the BCP 195 profile (PS3.15 B.12)."""
 
     port: Port = 2762
@@ -82,7 +72,7 @@ class TlsTable(_Table):
         return self.certificate is not None
 
 
-class ReceiveTable(_Table):
+class ReceiveTable(Table):
     """[receive]: what the SCP lets in."""
 
     plain: bool = True  # listen without TLS, on node.port
@@ -108,14 +98,14 @@ class ReceiveTable(_Table):
     minimum_free_megabytes: Annotated[int, Field(ge=0)] = 1024
 
 
-class CompletionTable(_Table):
+class CompletionTable(Table):
     """[completion]: how long to wait for more of a series, in seconds."""
 
     settle: Seconds = 2.0
     quiet: Seconds = 20.0
 
 
-class JobsTable(_Table):
+class JobsTable(Table):
     """[jobs]: leases and limits."""
 
     lease: Annotated[float, Field(ge=5)] = 60.0
@@ -124,7 +114,7 @@ class JobsTable(_Table):
     hint_again: Annotated[float, Field(gt=0)] = 10.0
 
 
-class DeliveryTable(_Table):
+class DeliveryTable(Table):
     """[delivery]: how to knock at a peer that is away."""
 
     connect_timeout: Annotated[float, Field(gt=0)] = 10.0
@@ -139,7 +129,7 @@ class DeliveryTable(_Table):
         return Patience(self.first_delay, self.maximum_delay, self.give_up_after_days)
 
 
-class CommitmentTable(_Table):
+class CommitmentTable(Table):
     """[commitment]: storage commitment; whom the node asks is `commitment` of a peer."""
 
     answer: bool = True  # as SCP: promise to keep what is held, to whoever asks
@@ -148,7 +138,7 @@ class CommitmentTable(_Table):
     ask_again_after: Annotated[float, Field(gt=0)] = 3600.0
 
 
-class LabellingTable(_Table):
+class LabellingTable(Table):
     """[labelling]: what every result says about itself."""
 
     qualification: Literal["RESEARCH", "PRODUCT", "SERVICE"] = "RESEARCH"
@@ -158,7 +148,7 @@ class LabellingTable(_Table):
     series_number: Annotated[int, Field(ge=1, le=2**30)] = 9000
 
 
-class Peer(_Table):
+class Peer(Table):
     """[peer.NAME]: an application entity that gets results."""
 
     ae_title: AeTitle
@@ -209,7 +199,7 @@ class Peer(_Table):
         return f"{self.ae_title}@{self.host}:{self.port}"
 
 
-class RouteTable(_Table):
+class RouteTable(Table):
     """[[route]]: a sentence of the operator."""
 
     name: str = ""
@@ -228,163 +218,6 @@ class RouteTable(_Table):
             except re.error as error:
                 raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from error
         return value
-
-
-class Settings(_Table):
-    """Everything an operator can set."""
-
-    node: NodeTable = NodeTable()
-    tls: TlsTable = TlsTable()
-    receive: ReceiveTable = ReceiveTable()
-    completion: CompletionTable = CompletionTable()
-    jobs: JobsTable = JobsTable()
-    delivery: DeliveryTable = DeliveryTable()
-    commitment: CommitmentTable = CommitmentTable()
-    labelling: LabellingTable = LabellingTable()
-    peer: Mapping[Name, Peer] = Field(default_factory=dict)
-    route: tuple[RouteTable, ...] = ()
-
-    @property
-    def routes(self) -> tuple[Route, ...]:
-        """Return the routes as values that `routing` matches."""
-        return tuple(
-            Route(table.name or f"route {number}", dict(table.when), table.run, table.send_to)
-            for number, table in enumerate(self.route, start=1)
-        )
-
-    @property
-    def ledger_url(self) -> str:
-        """Return where the ledger is: the URL that is set, else SQLite in the storage folder."""
-        return self.node.ledger or f"sqlite:///{self.node.storage.absolute() / 'ledger.sqlite3'}"
-
-    def peer_by_title(self, ae_title: str) -> Peer | None:
-        """Return the first peer that bears an AE title: where what an application entity asked for is sent."""
-        return next((peer for peer in self.peer.values() if peer.ae_title == ae_title), None)
-
-    @property
-    def admission(self) -> Admission:
-        """Return who may associate."""
-        return Admission(
-            ae_title=self.node.ae_title,
-            check_called_ae_title=self.receive.check_called_ae_title,
-            calling_ae_titles=frozenset(self.receive.calling_ae_titles),
-            maximum_associations=self.receive.maximum_associations,
-            maximum_associations_per_peer=self.receive.maximum_associations_per_peer,
-            networks=tuple(ip_network(network) for network in self.receive.addresses),
-            credentials={
-                peer.ae_title: Credentials(frozenset(peer.certificate_sha256), peer.user, peer.passcode)
-                for peer in self.peer.values()
-                if peer.certificate_sha256 or peer.user
-            },
-        )
-
-    def catalogue(self) -> Mapping[str, ModelFolder]:
-        """Return the models that exist; raise SettingsError where a manifest is wrong."""
-        return read_catalogue(self.node.models)
-
-
-def load(path: Path | None = None) -> Settings:
-    """Read the settings from `path`, or from the first of CANDIDATES that exists, or take the defaults.
-
-    Relative folders are relative to the file. Raises SettingsError that names the key and what to write.
-    """
-    path = path or next((candidate for candidate in CANDIDATES if candidate.is_file()), None)
-    if path is None:
-        return Settings()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: not UTF-8 at byte {error.start}") from error
-    return parse(text, where=str(path), base=path.parent)
-
-
-def parse(text: str, *, where: str = "node.toml", base: Path = Path()) -> Settings:
-    """Read settings from TOML `text`; `base` is what relative folders are relative to."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{where}: not TOML: {error}") from error
-    data = expand(data, where=where, base=base)
-    try:
-        settings = Settings.model_validate(data)
-    except ValidationError as error:
-        raise SettingsError("\n".join(f"{where}: {line}" for line in _explained(error))) from error
-    settings = _with_absolute_folders(settings, base)
-    problems = list(_broken_references(settings))
-    if problems:
-        raise SettingsError("\n".join(f"{where}: {line}" for line in problems))
-    return settings
-
-
-def _with_absolute_folders(settings: Settings, base: Path) -> Settings:
-    node = settings.node
-    folders = {"storage": (base / node.storage).absolute(), "models": (base / node.models).absolute()}
-    files = {name: _beside(base, getattr(settings.tls, name)) for name in ("certificate", "key", "ca")}
-    tls = settings.tls.model_copy(update=files)
-    peers = {name: _with_tls(peer, tls, base) for name, peer in settings.peer.items()}
-    return settings.model_copy(update={"node": node.model_copy(update=folders), "tls": tls, "peer": peers})
-
-
-def _beside(base: Path, path: Path | None) -> Path | None:
-    return (base / path).absolute() if path else None
-
-
-def _with_tls(peer: Peer, tls: TlsTable, base: Path) -> Peer:
-    """Give a peer what [tls] says wherever its own table says nothing; a certificate and its key go together."""
-    own = peer.tls_certificate is not None
-    values = {
-        "tls_ca": _beside(base, peer.tls_ca) or tls.ca,
-        "tls_certificate": _beside(base, peer.tls_certificate) or tls.certificate,
-        "tls_key": _beside(base, peer.tls_key) if own else tls.key,
-        "tls_key_password": peer.tls_key_password if own else tls.key_password,
-        "tls_minimum_version": peer.tls_minimum_version or tls.minimum_version,
-    }
-    return peer.model_copy(update=values)
-
-
-def _broken_references(settings: Settings) -> Iterator[str]:
-    """Yield a line for every name in a route that nothing bears."""
-    models, peers = settings.catalogue(), settings.peer
-    for number, route in enumerate(settings.routes):
-        for model in route.run:
-            if model not in models:
-                yield f'route[{number}].run: no model "{model}" in {settings.node.models}{suggestion(model, models)}'
-        for peer in route.send_to:
-            if peer not in peers:
-                yield f"route[{number}].send_to: no [peer.{peer}]{suggestion(peer, dict(peers))}"
-
-
-def _explained(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        *parents, last = problem["loc"]
-        key = _key(problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            yield f"{key}: no such key{suggestion(str(last), _keys_of(parents))}"
-        elif problem["type"] == "literal_error":
-            words = re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
-            yield f"{key}: {problem['input']!r} is not one of the words{suggestion(str(problem['input']), words)}"
-        elif problem["type"] == "string_pattern_mismatch":
-            yield f"{key}: {problem['input']!r} is not {_PATTERNS.get(problem['ctx']['pattern'], 'of the right form')}"
-        elif problem["type"] == "model_type":
-            yield f"{key}: must be a table, written [{key}]"
-        else:
-            yield f"{key}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    parts = [part for part in location if part != "[key]"]  # pydantic's word for the name of a table
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-
-
-def _keys_of(parents: list[int | str]) -> list[str]:
-    """Return the keys that the table at `parents` may have."""
-    tables: dict[str, type[BaseModel]] = {"peer": Peer, "route": RouteTable}
-    if not parents:
-        return list(Settings.model_fields)
-    table: Any = tables.get(str(parents[0])) or Settings.model_fields[str(parents[0])].annotation
-    return list(table.model_fields)
 
 
 def _nearest_keyword(word: str) -> str:
