@@ -1,0 +1,1 @@
+"""What the node costs, measured beside what else a user would run, in the same run on the same machine."""
