@@ -77,6 +77,7 @@ class Node:
     def tick(self, *, now: float) -> None:
         """Do everything that is due, once; a part that cannot costs this round and no other part."""
         parts: list[Callable[[], object]] = [child.watch for child in self._children]
+        parts += [partial(self._spool.watch_room, partial(self._note_door, now))]
         parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
         if all([self._did(part) for part in parts]):
             self._healthy = True
@@ -93,6 +94,9 @@ class Node:
             log.exception("node.defect", error=type(error).__name__)
             return False
         return True
+
+    def _note_door(self, now: float, name: str, free: int) -> None:
+        self.ledger.history.note(name, now=now, free_megabytes=free // _MEGABYTE)
 
     def ask_to_stop(self) -> None:
         """Make `run` return; safe to call from a signal handler."""

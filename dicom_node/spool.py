@@ -6,15 +6,15 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from dicom_node.entities import Header
 from dicom_node.errors import SettingsError, SpoolFull, Unavailable
+from dicom_node.watermark import Watermark
 
 _REMEMBERED = 10_000  # folders known to exist
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -30,7 +30,7 @@ class Spool:
     def __init__(self, storage: Path, *, minimum_free: int = 0) -> None:
         """Use the folder `storage`; refuse to write below `minimum_free` bytes of free space."""
         self.storage = storage
-        self._minimum_free = minimum_free
+        self._watermark = Watermark(storage, minimum_free)
         self._incoming = storage / "incoming"
         self._known: set[Path] = set()
         self._lock: int | None = None
@@ -61,12 +61,15 @@ class Spool:
         """Return where a path that the ledger holds lies."""
         return self.storage / path
 
-    def require_room(self) -> None:
-        """Raise SpoolFull where free space is below the watermark."""
+    def require_room(self, size: int = 0) -> None:
+        """Raise SpoolFull where free space is below the watermark, or `size` more bytes would bring it there."""
         with _availability():
-            free = shutil.disk_usage(self.storage).free
-        if free < self._minimum_free:
-            raise SpoolFull("Out of resources: disk space is below the watermark")
+            self._watermark.require_room(size)
+
+    def watch_room(self, note: Callable[[str, int], None]) -> None:
+        """Have `note` write down that the door for what arrives has been shut or opened: the event, free bytes."""
+        with _availability():
+            self._watermark.tell(note)
 
     def keep(self, header: Header, preamble: bytes, dataset: Bytes) -> str:
         """Write one instance as received and return its path; on return it is on stable storage.
@@ -113,7 +116,7 @@ class Spool:
 
     def _write(self, path: Path, preamble: bytes, content: Bytes, *, room: bool) -> None:
         if room:
-            self.require_room()
+            self.require_room(len(content))
         temporary = self._incoming / uuid.uuid4().hex
         with _availability():
             try:
