@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 OURS = "dicom-node"
 """The name of the node's own case in `alternate`."""
 
-_NONE: Mapping[str, float] = MappingProxyType({})
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -32,9 +31,9 @@ class Figure:
     name: str  # such as "receive: 8 associations"
     unit: str
     ours: float
-    others: Mapping[str, float] = _NONE
+    others: Mapping[str, float] = field(default_factory=dict)
     better: Literal["higher", "lower"] = "lower"
-    bars: Mapping[str, float] = _NONE
+    bars: Mapping[str, float] = field(default_factory=dict)
     limit: float | None = None
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     note: str = ""  # what a reader must know to understand the figure
@@ -110,7 +109,7 @@ def figure(
     *,
     quantity: str = "",
     better: Literal["higher", "lower"] = "lower",
-    bars: Mapping[str, float] = _NONE,
+    bars: Mapping[str, float] | None = None,
     limit: float | None = None,
     note: str = "",
 ) -> Figure:
@@ -122,7 +121,7 @@ def figure(
         ours=found[OURS].median,
         others={case: each.median for case, each in found.items() if case != OURS},
         better=better,
-        bars=bars,
+        bars=bars or {},
         limit=limit,
         spread={case: each.spread for case, each in found.items()},
         note=note,
@@ -141,9 +140,16 @@ def processor_time(pid: int) -> float:
     return sum(_ticks(each) for each in _tree(pid)) / _TICK
 
 
-def highest_memory(pid: int) -> float:
-    """Return the highest resident memory that a process and its living descendants ever had, in MB (VmHWM, summed)."""
-    return sum(_status(each, "VmHWM") for each in _tree(pid)) / 1000
+@contextmanager
+def resident_growth(pid: int) -> Iterator[Callable[[], float]]:
+    """Give a function that says by how many MB the resident memory of a process and its descendants has grown at most.
+
+    Each process' peak (VmHWM) is set back first, so what it needed earlier does not hide anything.
+    """
+    before = {each: _status(each, "VmRSS") for each in _tree(pid)}
+    for each in before:
+        Path(f"/proc/{each}/clear_refs").write_text("5")
+    yield lambda: sum(max(0, _status(each, "VmHWM") - resident) for each, resident in before.items()) / 1000
 
 
 def _tree(pid: int) -> list[int]:
