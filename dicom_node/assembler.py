@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -19,6 +21,8 @@ from dicom_node.services import Use, use_of
 from dicom_node.spool import Spool
 
 log = structlog.get_logger()
+
+_AFTER_A_DEFECT = 5.0  # seconds until a series that could not be looked at is looked at again
 
 
 class Assembler:
@@ -39,16 +43,20 @@ class Assembler:
         self._completion = completion
         self._routes = routes
         self._catalogue = catalogue
+        self._ask_again: dict[_Look, float] = {}
 
     def tick(self, *, now: float) -> int:
         """Complete every series that is; return how many jobs were made."""
-        earliest = now - min(self._completion.settle, self._completion.quiet)
-        candidates = [
-            series
-            for series in self._ledger.arrivals.open_series()
-            if not series.held_open and series.last_activity <= earliest
-        ]
-        return sum(self._attempt(series, now) for series in candidates)
+        shortest = min(self._completion.settle, self._completion.quiet)
+        free = {_look(series): series for series in self._ledger.arrivals.open_series() if not series.held_open}
+        # what is known of a series changes only with its activity: it is not read again before it can be complete
+        self._ask_again = {look: self._ask_again.get(look, look.last_activity + shortest) for look in free}
+        return sum(self._attempt(free[look], now) for look, due in list(self._ask_again.items()) if due <= now)
+
+    @property
+    def due(self) -> float:
+        """Return when the next series can be complete, of those that no association holds; infinite where none is."""
+        return min(self._ask_again.values(), default=math.inf)
 
     def _attempt(self, series: OpenSeries, now: float) -> int:
         """Consider one series; what breaks on it must not hold up the others."""
@@ -58,6 +66,7 @@ class Assembler:
             raise
         except Exception as error:
             log.exception("series.defect", series_instance_uid=series.series_instance_uid, error=type(error).__name__)
+            self._ask_again[_look(series)] = now + _AFTER_A_DEFECT
             return 0
 
     def _consider(self, series: OpenSeries, now: float) -> int:
@@ -65,7 +74,11 @@ class Assembler:
         decision = decide(
             evidence_of(series, instances), now=now, settle=self._completion.settle, quiet=self._completion.quiet
         )
-        return self._complete(series, instances, decision, now) if decision.complete else 0
+        if not decision.complete:
+            self._ask_again[_look(series)] = decision.ask_again
+            return 0
+        self._ask_again.pop(_look(series), None)
+        return self._complete(series, instances, decision, now)
 
     def _complete(self, series: OpenSeries, instances: Sequence[StoredInstance], decision: Decision, now: float) -> int:
         orders = self._orders(series, instances, now)
@@ -102,6 +115,18 @@ class Assembler:
             self._ledger.history.note("series.unreadable", now=now, subject=subject, reason=str(error))
             return ()
         return match(self._routes, attributes)
+
+
+class _Look(NamedTuple):
+    """One look at a series: where something has come since, it is another."""
+
+    series_instance_uid: str
+    revision: int
+    last_activity: float
+
+
+def _look(series: OpenSeries) -> _Look:
+    return _Look(series.series_instance_uid, series.revision, series.last_activity)
 
 
 def evidence_of(series: OpenSeries, instances: Sequence[StoredInstance]) -> Evidence:

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 _WORKER_GRACE = 20.0  # seconds that a worker may take to finish its job when the node stops
 _MEGABYTE = 1024 * 1024
+_SHORTEST_PAUSE = 0.005  # seconds between two looks at what is due
 
 
 class Node:
@@ -54,6 +55,7 @@ class Node:
         self._dispatcher = Dispatcher(settings, self.ledger)
         self._children: list[Child] = []
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._healthy = True
 
     def start(self) -> int:
@@ -70,17 +72,27 @@ class Node:
         return port
 
     def run(self) -> None:
-        """Assemble and dispatch until `stop` is called."""
-        while not self._stop.wait(self._settings.jobs.sweep):
-            self.tick(now=time.time())
+        """Assemble and dispatch until `stop` is called: when a series can be complete, and every `jobs.sweep`."""
+        while not self._stop.is_set():
+            pause = self._settings.jobs.sweep
+            if self.tick(now=time.time()):
+                pause = min(pause, max(self._assembler.due - time.time(), _SHORTEST_PAUSE))
+            self._wake.wait(pause)
+            self._wake.clear()
 
-    def tick(self, *, now: float) -> None:
-        """Do everything that is due, once; a part that cannot costs this round and no other part."""
+    def wake(self) -> None:
+        """Look now at what is due, from any thread: something has happened that a series may have waited for."""
+        self._wake.set()
+
+    def tick(self, *, now: float) -> bool:
+        """Do everything that is due, once; return whether every part could: one that cannot costs no other part."""
         parts: list[Callable[[], object]] = [child.watch for child in self._children]
         parts += [partial(self._spool.watch_room, partial(self._note_door, now))]
         parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
-        if all([self._did(part) for part in parts]):
+        did = all([self._did(part) for part in parts])
+        if did:
             self._healthy = True
+        return did
 
     def _did(self, part: Callable[[], object]) -> bool:
         try:
@@ -101,6 +113,7 @@ class Node:
     def ask_to_stop(self) -> None:
         """Make `run` return; safe to call from a signal handler."""
         self._stop.set()
+        self._wake.set()
 
     def stop(self) -> None:
         """Finish the instances in flight and the jobs that run, then end everything."""
