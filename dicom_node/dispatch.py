@@ -26,17 +26,50 @@ QUEUES: dict[Kind, str] = {Kind.INFER: "infer", Kind.DELIVER: "deliver"}
 _DEPTH = 32  # messages that may wait in a queue; more would only grow stale
 
 
+class Hints:
+    """Sends messages, as long as a queue is short; that one went out stands in the ledger."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        """Send to the broker that `settings` names; it is connected to when it is first needed."""
+        self._ledger = ledger
+        self._redis = connect(settings)
+        self._celery = Celery("dicom_node", broker=broker_url(settings), set_as_current=False)
+        self._celery.conf.update(broker_transport_options={"socket_connect_timeout": 3, "socket_timeout": 3})
+
+    def send(self, numbers: Mapping[Kind, Sequence[int]], *, now: float) -> int:
+        """Send the numbers of jobs, by kind, as far as there is room; return how many went out.
+
+        Raises BrokerUnavailable: what was not sent stays due, and the next sweep sends it.
+        """
+        sent: list[int] = []
+        try:
+            for kind, due in numbers.items():
+                room = max(0, _DEPTH - int(self._redis.llen(QUEUES[kind]))) if due else 0
+                for number in due[:room]:
+                    self._celery.send_task(RUN, args=[number], queue=QUEUES[kind], retry=False)
+                    sent.append(number)
+        except (redis.RedisError, OperationalError, OSError) as error:
+            raise BrokerUnavailable(f"The broker does not answer: {type(error).__name__}") from error
+        finally:
+            if sent:
+                self._ledger.jobs.hinted(sent, now=now)
+        return len(sent)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+        self._celery.close()
+
+
 class Dispatcher:
-    """Sends a message for each job that is due, as long as the queues are short."""
+    """Sends a message for each job that is due."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         """Read jobs from `ledger`; send to the broker that `settings` names."""
         self._ledger = ledger
         self._jobs = settings.jobs
         self._patience = settings.delivery.patience
-        self._redis = connect(settings)
-        self._celery = Celery("dicom_node", broker=broker_url(settings), set_as_current=False)
-        self._celery.conf.update(broker_transport_options={"socket_connect_timeout": 3, "socket_timeout": 3})
+        self._hints = Hints(settings, ledger)
         self._reachable = True
 
     def sweep(self, *, now: float) -> int:
@@ -58,25 +91,11 @@ class Dispatcher:
         if not any(due.values()):
             return 0
         try:
-            sent = self._send(due)
+            sent = self._hints.send(due, now=now)
         except BrokerUnavailable as error:
             self._note_reachable(False, str(error))
             return 0
         self._note_reachable(True)
-        if sent:
-            self._ledger.jobs.hinted(sent, now=now)
-        return len(sent)
-
-    def _send(self, due: Mapping[Kind, Sequence[int]]) -> list[int]:
-        sent: list[int] = []
-        try:
-            for kind, queue in QUEUES.items():
-                room = max(0, _DEPTH - int(self._redis.llen(queue)))
-                for number in due[kind][:room]:
-                    self._celery.send_task(RUN, args=[number], queue=queue, retry=False)
-                    sent.append(number)
-        except (redis.RedisError, OperationalError, OSError) as error:
-            raise BrokerUnavailable(f"The broker does not answer: {type(error).__name__}") from error
         return sent
 
     def _note_reachable(self, reachable: bool, reason: str = "") -> None:
@@ -89,5 +108,4 @@ class Dispatcher:
 
     def close(self) -> None:
         """Close the connections."""
-        self._redis.close()
-        self._celery.close()
+        self._hints.close()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from io import BytesIO
 
@@ -13,13 +12,16 @@ from pydicom import Dataset
 
 from dicom_node.catalogue import read_model
 from dicom_node.config import Settings
+from dicom_node.dispatch import Hints
+from dicom_node.errors import Unavailable
 from dicom_node.forms import DEFAULT_RESULTS, Form, Wish, forms_to_make
 from dicom_node.labelling import Context, ModelIdentity, Predecessor, digest_of_input
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import StoredInstance
 from dicom_node.ledger.jobs import Job, StoredResult
+from dicom_node.lifecycle import Kind
 from dicom_node.manifest import Manifest
-from dicom_node.results import ORDER, Result, encode_all
+from dicom_node.results import ORDER, Result, encode_all, encoder
 from dicom_node.selfcheck import require_sound
 from dicom_node.spool import Spool
 from workers.bundle import Bundle, Bundles
@@ -27,35 +29,22 @@ from workers.choosing import Choosing
 from workers.findings_of import findings_of
 from workers.guarding import guarded
 from workers.lease import Lease
+from workers.stopwatch import Stopwatch
 
 log = structlog.get_logger()
 
 _LOADED, _PREDICTED = 0.1, 0.9  # share of the progress bar at which these stages end
 
 
-class Stopwatch:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        """Start with no stage."""
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the block as stage `name`."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
-
-
 class Inferring:
     """Runs models; a model once loaded stays."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, spool: Spool) -> None:
-        """Read series from `ledger` and `spool`; keep results there."""
+    def __init__(self, settings: Settings, ledger: Ledger, spool: Spool, hints: Hints) -> None:
+        """Read series from `ledger` and `spool`; keep results there; say by `hints` that they can be delivered."""
         self._settings = settings
         self._ledger = ledger
         self._spool = spool
+        self._hints = hints
         self._choosing = Choosing(ledger, spool)
         self._bundles = Bundles(device=settings.node.device, budget=settings.node.model_memory_megabytes)
 
@@ -91,12 +80,28 @@ class Inferring:
                 )
         with watch.stage("keep"):
             stored = [self._keep(*pair) for pair in zip(results, contents, strict=True)]
-        self._ledger.jobs.inferred(job, stored, now=time.time(), seconds=watch.seconds, notes=volume.notes)
+        deliveries = self._ledger.jobs.inferred(
+            job, stored, now=time.time(), seconds=watch.seconds, began=watch.began, notes=volume.notes
+        )
+        self._announce(deliveries)
         log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
+
+    def warm(self) -> None:
+        """Load what routed studies will need, before the first one comes."""
+        for kind in ORDER:
+            encoder(kind)
+        self._bundles.warm([self._settings.node.models / name for name in self._settings.routed_models])
 
     def close(self) -> None:
         """End the models that live in processes of their own."""
         self._bundles.close()
+
+    def _announce(self, deliveries: Sequence[int]) -> None:
+        """Have the results sent at once; without a broker the node's sweep does it, a little later."""
+        try:
+            self._hints.send({Kind.DELIVER: deliveries}, now=time.time())
+        except Unavailable as error:
+            log.info("deliveries.not_announced", reason=str(error))
 
     def _wanted(self, job: Job, manifest: Manifest) -> tuple[list[str], list[Form]]:
         """Return the kinds that the peers ask for and the model may be told in, and the forms that they may need."""

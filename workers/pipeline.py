@@ -10,6 +10,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from dicom_node.config import Settings
+from dicom_node.dispatch import Hints
 from dicom_node.errors import NotApplicable, Refused, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.jobs import Job, LostLease
@@ -41,7 +42,8 @@ class Pipeline:
         self._ledger = ledger
         self._worker = worker
         self._clock = clock
-        self._inferring = Inferring(settings, ledger, spool)
+        self._hints = Hints(settings, ledger)
+        self._inferring = Inferring(settings, ledger, spool, self._hints)
         self._doers: dict[Kind, Callable[[Job, Lease], None]] = {
             Kind.INFER: self._inferring,
             Kind.DELIVER: Delivering(settings, ledger, spool),
@@ -57,9 +59,14 @@ class Pipeline:
         except Unavailable as error:
             log.error("job.unrecorded", job=job_id, reason=str(error))
 
+    def warm(self) -> None:
+        """Get ready for the first inference, so that it waits for no import and no model."""
+        self._inferring.warm()
+
     def close(self) -> None:
         """End what the jobs left running: models in processes of their own."""
         self._inferring.close()
+        self._hints.close()
 
     def _run(self, job_id: int) -> None:
         lease_seconds = self._settings.jobs.lease

@@ -14,9 +14,9 @@ import pytest
 
 from dicom_node.broker import broker_url, connect, prepare_embedded, socket_path, wait_until_ready
 from dicom_node.config import Settings, parse
-from dicom_node.dispatch import Dispatcher
+from dicom_node.dispatch import Dispatcher, Hints
 from dicom_node.ledger import Ledger
-from dicom_node.lifecycle import State
+from dicom_node.lifecycle import Kind, State
 from tests.unit.test_ledger import claim, inference, names, result
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +181,18 @@ def test_a_queue_is_kept_short_and_deliveries_have_their_own(settings, ledger, b
     assert 2 <= broker.waiting("deliver") <= 10
 
 
+def test_who_makes_deliveries_says_so_at_once_and_the_sweep_does_not_say_it_again(settings, ledger, broker, dispatcher):
+    hints = Hints(settings, ledger)
+    held = claim(ledger, inference(ledger))
+    deliveries = ledger.jobs.inferred(held, [result()], now=30.0, seconds={})
+
+    assert hints.send({Kind.DELIVER: deliveries}, now=100.0) == 2
+
+    assert broker.waiting("deliver") == 2
+    assert dispatcher.sweep(now=100.5) == 0
+    hints.close()
+
+
 def test_a_broker_that_is_away_costs_seconds_and_no_job(settings, ledger, broker, dispatcher, worker):
     numbers = [inference(ledger, f"1.3.{n}") for n in range(3)]
     broker.kill()
@@ -199,7 +211,7 @@ def test_a_broker_that_is_away_costs_seconds_and_no_job(settings, ledger, broker
 def test_a_message_that_comes_twice_runs_its_job_once(settings, ledger, broker, dispatcher, worker):
     numbers = [inference(ledger, f"1.3.{n}") for n in range(3)]
     for number in numbers * 3:
-        dispatcher._celery.send_task("dicom_node.run", args=[number], queue="infer")
+        dispatcher._hints._celery.send_task("dicom_node.run", args=[number], queue="infer")
 
     worker("w1")
     worker("w2")
@@ -224,9 +236,9 @@ def test_a_broker_killed_under_a_working_worker_loses_nothing(settings, ledger, 
 
 def test_a_message_that_is_no_job_hurts_nobody(settings, ledger, broker, dispatcher, worker):
     number = inference(ledger)
-    dispatcher._celery.send_task("dicom_node.run", args=[987654], queue="infer")
-    dispatcher._celery.send_task("dicom_node.run", args=["x", "y"], queue="infer")
-    dispatcher._celery.send_task("somebody.elses", args=[1], queue="infer")
+    dispatcher._hints._celery.send_task("dicom_node.run", args=[987654], queue="infer")
+    dispatcher._hints._celery.send_task("dicom_node.run", args=["x", "y"], queue="infer")
+    dispatcher._hints._celery.send_task("somebody.elses", args=[1], queue="infer")
 
     worker()
 
