@@ -34,10 +34,12 @@ _MOST_LAYERS = 64
 
 def write_grid(grid: Grid, folder: Path) -> Message:
     """Write a grid's arrays into `folder`; return the message that goes with them."""
-    for name in _ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(grid, name), allow_pickle=False)
-    for name, values in grid.others.items():
-        np.save(folder / f"other-{name}.npy", values, allow_pickle=False)
+    arrays = {name: getattr(grid, name) for name in _ARRAYS}
+    arrays |= {f"other-{name}": values for name, values in grid.others.items()}
+    for name, values in arrays.items():
+        path = folder / f"{name}.npy"
+        path.unlink(missing_ok=True)  # a model may have kept what it was given before: that file stays as it was
+        np.save(path, values, allow_pickle=False)
     return {
         "spacing": list(grid.spacing),
         "stack": grid.stack,
@@ -48,16 +50,21 @@ def write_grid(grid: Grid, folder: Path) -> Message:
 
 
 def read_grid(message: Message, folder: Path) -> Grid:
-    """Return the grid whose arrays are in `folder`."""
-    arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
+    """Return the grid whose arrays are in `folder`; they are mapped, and a change of them stays in memory."""
+    arrays = {name: _mapped(folder / f"{name}.npy") for name in _ARRAYS}
     return Grid(
         **arrays,
         spacing=(message["spacing"][0], message["spacing"][1], message["spacing"][2]),
         stack=message["stack"],
         placed=message["placed"],
         modality=message["modality"],
-        others={name: np.load(folder / f"other-{name}.npy", allow_pickle=False) for name in message["others"]},
+        others={name: _mapped(folder / f"other-{name}.npy") for name in message["others"]},
     )
+
+
+def _mapped(path: Path) -> Array:
+    array: Array = np.load(path, mmap_mode="c", allow_pickle=False)
+    return array.view(np.ndarray)
 
 
 # -- and back -----------------------------------------------------------------------------------------------------
