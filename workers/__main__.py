@@ -19,6 +19,7 @@ from dicom_node.broker import broker_url
 from dicom_node.dispatch import QUEUES
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
+from dicom_node.lifecycle import Kind
 from dicom_node.spool import Spool
 from workers.app import SecurityWarning, make_app
 from workers.pipeline import Pipeline
@@ -58,6 +59,8 @@ def run(
     identity = f"{name or socket.gethostname() + '#' + '+'.join(queues)}:{os.getpid()}"
     pipeline = Pipeline(loaded, ledger, spool, worker=identity)
     app = make_app(broker_url(loaded), pipeline.run)
+    if QUEUES[Kind.INFER] in queues:
+        threading.Thread(target=pipeline.warm, name="warms models", daemon=True).start()
     logger.info("worker.ready", queues=queues, device=loaded.node.device)
     worker = app.Worker(
         pool="solo",

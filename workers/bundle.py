@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from dicom_node.catalogue import ModelFolder, read_model
-from dicom_node.errors import ModelRefused
+from dicom_node.errors import ModelRefused, NodeError
 from dicom_node.manifest import CONTAINED, RUNS_CODE, Manifest
 from workers.cell import ContainedModel, sweep
 from workers.containment import Walls, walls
@@ -65,6 +65,16 @@ class Bundles:
                 bundle.model.start()
                 self._make_room(bundle)
             return bundle
+
+    def warm(self, folders: Iterable[Path]) -> None:
+        """Load models before they are asked for, the first ones first, as long as none has to make room."""
+        for folder in folders:
+            try:
+                self.get(folder)
+            except NodeError as error:  # its first job fails in the same way, and says so on record
+                log.warning("model.not_warmed", model=folder.name, reason=str(error))
+            if any(model.pid is None for _, model in list(self._contained())):
+                return
 
     def close(self) -> None:
         """End every contained model."""

@@ -24,6 +24,7 @@ from dicom_node.lifecycle import Happening
 from dicom_node.services import RESULT_SOP_CLASSES
 from dicom_node.spool import Spool
 from workers.lease import Lease
+from workers.stopwatch import Stopwatch
 
 log = structlog.get_logger()
 
@@ -51,13 +52,17 @@ class Delivering:
         if peer.commitment and (promises := self._ledger.commitments.promises(job.job_id)):
             self._once_more(job, peer, wanted, promises)
             return
-        selection = _Selection(job.peer or "", peer, wanted, [self._parcel(result) for result in wanted], self._ledger)
+        watch = Stopwatch()
+        with watch.stage("read"):
+            parcels = [self._parcel(result) for result in wanted]
+        selection = _Selection(job.peer or "", peer, wanted, parcels, self._ledger)
         asking = self._question(job, peer, ()) if peer.commitment else None
-        statuses = self._deliver(peer, selection.parcels, asking, choose=selection.choose) if wanted else []
+        statuses = self._deliver(peer, selection.parcels, watch, asking, choose=selection.choose) if wanted else []
         fields: dict[str, Any] = {
             "detail": f"{len(statuses)} instances stored at {peer.ae_title}",
             "statuses": {uid: f"0x{status:04X}" for uid, status in statuses},
             "replaced": list(selection.choice.replaced),
+            "seconds": watch.seconds,
         }
         if asking and statuses:
             self._hand_over(job, **fields)
@@ -77,7 +82,7 @@ class Delivering:
         )
         question = self._question(job, peer, held)
         if again:
-            self._deliver(peer, [self._parcel(result) for result in again], question)
+            self._deliver(peer, [self._parcel(result) for result in again], Stopwatch(), question)
         elif held:
             ask(question, ae_title=self._settings.node.ae_title, timing=self._settings.delivery)
         self._hand_over(job, f"{len(again)} instances sent again, {len(again) + len(held)} asked about again")
@@ -86,11 +91,17 @@ class Delivering:
         self,
         peer: Peer,
         parcels: Sequence[Parcel],
+        watch: Stopwatch,
         asking: Question | None,
         choose: Callable[[Answers], Sequence[Parcel]] | None = None,
     ) -> list[tuple[str, int]]:
         node, timing = self._settings.node, self._settings.delivery
-        return deliver(parcels, peer, ae_title=node.ae_title, timing=timing, choose=choose, asking=asking)
+        watch.begin("associate")
+        statuses = deliver(
+            parcels, peer, ae_title=node.ae_title, timing=timing, choose=choose, asking=asking, begins=watch.begin
+        )
+        watch.end()
+        return statuses
 
     def _question(self, job: Job, peer: Peer, held_already: tuple[Reference, ...]) -> Question:
         """Return what asks the peer for commitment; what is asked stands in the ledger before it is asked."""

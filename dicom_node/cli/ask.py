@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,9 @@ from dicom_node.errors import SettingsError
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.history import Row
 from dicom_node.lifecycle import State
+from dicom_node.timing import Stage, stages
 
+_TIMES = frozenset({"seconds", "began"})  # what the table of stages shows
 _TELLING = 0.05  # of the progress: below it no pace can be told
 
 
@@ -95,18 +98,28 @@ def history(
     if what and not events:
         raise SettingsError(f"nothing is known of {what}")
     about = what if what and not what.isdigit() else None
-    jobs = ledger.history.jobs_of(about) if about else []
+    jobs = ledger.history.jobs_of(about) if about else ledger.history.family_of(int(what)) if what else []
     results = ledger.history.results_of(about) if about else []
+    timed = stages(jobs, events)
     if as_json:
-        print_json({"events": events, "jobs": jobs, "results": results})
+        print_json({"events": events, "jobs": jobs, "results": results, "stages": [asdict(stage) for stage in timed]})
         return
     console.print(table("Events", ["at", "event", "job #", "details"], [_event_row(row) for row in events]))
+    if timed:
+        console.print()
+        columns = ["job #", "what", "stage", "seconds #", "share #"]
+        console.print(table("Time", columns, [_stage_row(stage) for stage in timed]))
     if results:
         console.print()
         columns = ["job #", "kind", "form", "model", "revision #", "SOP Instance UID", "file"]
         keys = ["job_id", "kind", "form", "model", "revision", "sop_instance_uid", "path"]
         rows = [[row[key] or "" for key in keys] for row in results]
         console.print(table("Results", columns, rows))
+
+
+def _stage_row(stage: Stage) -> list[Any]:
+    what = f"{stage.model} to {stage.peer}" if stage.peer else stage.model
+    return [stage.job_id, what, stage.name, f"{stage.seconds:.3f}", f"{stage.share:.0%}"]
 
 
 def _events(ledger: Ledger, what: str | None, limit: int) -> list[Row]:
@@ -116,7 +129,7 @@ def _events(ledger: Ledger, what: str | None, limit: int) -> list[Row]:
 
 
 def _event_row(row: Row) -> list[Any]:
-    details = ", ".join(f"{key} {_plain(value)}" for key, value in row["fields"].items())
+    details = ", ".join(f"{key} {_plain(value)}" for key, value in row["fields"].items() if key not in _TIMES)
     return [clock(row["at"]), row["name"], row["job_id"], details]
 
 

@@ -49,6 +49,11 @@ class Settings(Table):
         )
 
     @property
+    def routed_models(self) -> tuple[str, ...]:
+        """Return the models that routes run, in the order of the routes."""
+        return tuple(dict.fromkeys(model for table in self.route for model in table.run))
+
+    @property
     def ledger_url(self) -> str:
         """Return where the ledger is: the URL that is set, else SQLite in the storage folder."""
         return self.node.ledger or f"sqlite:///{self.node.storage.absolute() / 'ledger.sqlite3'}"

@@ -68,12 +68,14 @@ def deliver(
     choose: Callable[[Answers], Sequence[Parcel]] | None = None,
     sent: Callable[[Parcel, int], None] = lambda parcel, status: None,
     asking: Asking | None = None,
+    begins: Callable[[str], None] = lambda stage: None,
 ) -> list[tuple[str, int]]:
     """Send parcels on one association; return `(SOP Instance UID, status)` for each that was sent.
 
     `choose` is told what the peer answered to the presentation contexts and returns what to send; without it
     everything is sent. `sent` is called after each one that the peer has stored. With `asking` the peer is then
-    asked, on the same association, to commit what was stored.
+    asked, on the same association, to commit what was stored. `begins` is told what begins once there is an
+    association: "send", "commit", "release".
 
     Raises:
         PeerUnreachable: no association; PeerBusy: a status that means "later", or the association broke.
@@ -84,6 +86,7 @@ def deliver(
     with Associated(
         peer, contexts, ae_title=ae_title, timing=timing, may_take_nothing=choose is not None, handlers=handlers
     ) as association:
+        begins("send")
         statuses = []
         chosen = choose(_answers(association)) if choose else parcels
         for parcel in chosen:
@@ -91,7 +94,9 @@ def deliver(
             statuses.append((parcel.sop_instance_uid, status))
             sent(parcel, status)
         if asking and association.is_established:
+            begins("commit")
             asking.ask(association, [Reference(parcel.sop_class_uid, parcel.sop_instance_uid) for parcel in chosen])
+        begins("release")
         return statuses
 
 

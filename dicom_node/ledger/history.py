@@ -53,6 +53,11 @@ class History:
         query = select(job, series.c.study_instance_uid).join_from(job, series)
         return self._rows(query.where(_about(series, uid)).order_by(job.c.job_id))
 
+    def family_of(self, job_id: int) -> list[Row]:
+        """Return a job and the deliveries of its results, in the order they were made."""
+        query = select(job, series.c.study_instance_uid).join_from(job, series)
+        return self._rows(query.where(or_(job.c.job_id == job_id, job.c.parent_id == job_id)).order_by(job.c.job_id))
+
     def series_of(self, uid: str) -> list[Row]:
         """Return the series of a study, or the one series."""
         return self._rows(select(series).where(_about(series, uid)))

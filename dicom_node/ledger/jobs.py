@@ -100,7 +100,8 @@ class Jobs:
             if declared.rowcount == 0:
                 return None
             subject = _subject(connection, series_instance_uid)
-            write_event(connection, "series.complete", now, subject, revision=revision, reason=reason)
+            silent = round(now - last_activity, 3)
+            write_event(connection, "series.complete", now, subject, revision=revision, reason=reason, silent=silent)
             self._supersede(connection, series_instance_uid, revision, now)
             _revive(connection, subject.study_instance_uid, now)
             if not orders:
@@ -256,11 +257,12 @@ class Jobs:
         *,
         now: float,
         seconds: Mapping[str, float],
+        began: Mapping[str, float] = {},
         notes: Sequence[str] = (),
     ) -> list[int]:
         """Record results, the deliveries they ask for and that the job is done, in one transaction.
 
-        `seconds` is how long each stage took, `notes` what of the series was left out.
+        `seconds` is how long each stage took, `began` when it did, `notes` what of the series was left out.
         Where the series has moved on meanwhile, nothing but the cancellation is recorded: the job for the
         later revision will speak. Returns the deliveries' numbers.
         """
@@ -275,7 +277,7 @@ class Jobs:
                 connection.execute(
                     result.insert().values(job_id=held.job_id, created_at=now, **{n: getattr(made, n) for n in _RESULT})
                 )
-            fields: dict[str, Any] = {"results": len(results), "seconds": dict(seconds)}
+            fields: dict[str, Any] = {"results": len(results), "seconds": dict(seconds), "began": dict(began)}
             fields |= {"notes": list(notes)} if notes else {}
             move(connection, held.job_id, Happening.FINISHED, now, **fields)
             deliveries = [self._make_delivery(connection, held, peer, now) for peer in held.send_to if results]

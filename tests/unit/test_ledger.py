@@ -146,7 +146,7 @@ def test_a_complete_series_becomes_one_job_for_each_order_with_its_reason_on_rec
     assert [ledger.jobs.get(number).model for number in numbers] == ["ct_lung", "nodule"]
     events = ledger.history.events_of("1.2.3")
     assert [event["name"] for event in events] == ["series.opened", "series.complete", "job.queued", "job.queued"]
-    assert events[1]["fields"] == {"revision": 1, "reason": "test"}
+    assert events[1]["fields"] == {"revision": 1, "reason": "test", "silent": 9.0}
     assert not ledger.arrivals.open_series()
 
 
