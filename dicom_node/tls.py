@@ -15,6 +15,7 @@ from dicom_node.errors import SettingsError
 log = structlog.get_logger()
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all of this kind
+_MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -100,6 +101,8 @@ def _load_chain(context: ssl.SSLContext, certificate: Path, key: Path, password:
         context.load_cert_chain(certificate, key, password=lambda: password)
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or "not PEM, or the password is wrong"
+        if reason in _MISMATCHES:
+            reason = "the key is another certificate's"
         raise SettingsError(f"tls.certificate {certificate}, tls.key {key}: {reason}") from error
 
 

@@ -15,9 +15,9 @@ import structlog
 import typer
 
 from dicom_node import config, log
-from dicom_node.broker import broker_url
 from dicom_node.dispatch import QUEUES
 from dicom_node.errors import NodeError
+from dicom_node.messages import celery_settings
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
 from dicom_node.spool import Spool
@@ -53,12 +53,13 @@ def run(
         loaded = config.load(settings)
         ledger = Ledger(loaded.ledger_url)
         spool = Spool(loaded.node.storage)
+        broker = celery_settings(loaded)
     except NodeError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     identity = f"{name or socket.gethostname() + '#' + '+'.join(queues)}:{os.getpid()}"
     pipeline = Pipeline(loaded, ledger, spool, worker=identity)
-    app = make_app(broker_url(loaded), pipeline.run)
+    app = make_app(broker, pipeline.run)
     if QUEUES[Kind.INFER] in queues:
         threading.Thread(target=pipeline.warm, name="warms models", daemon=True).start()
     logger.info("worker.ready", queues=queues, device=loaded.node.device)

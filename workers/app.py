@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
@@ -11,12 +12,10 @@ from dicom_node.dispatch import RUN
 
 __all__ = ["SecurityWarning", "make_app"]
 
-_VISIBILITY_TIMEOUT = 12 * 3600  # seconds; a message redelivered earlier finds its job claimed, and does nothing
 
-
-def make_app(broker: str, run: Callable[[int], None]) -> Celery:
-    """Return an app whose one task calls `run` with a job's number; anything else in the queue is ignored."""
-    app = Celery("dicom_node_worker", broker=broker, set_as_current=False)
+def make_app(broker: dict[str, Any], run: Callable[[int], None]) -> Celery:
+    """Return an app whose one task calls `run` with a job's number; `broker` is what `messages.celery_settings` says."""
+    app = Celery("dicom_node_worker", set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -30,11 +29,7 @@ def make_app(broker: str, run: Callable[[int], None]) -> Celery:
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options={
-            "visibility_timeout": _VISIBILITY_TIMEOUT,
-            "socket_connect_timeout": 3,
-            "socket_keepalive": True,
-        },
+        **broker,
     )
 
     @app.task(name=RUN)

@@ -23,6 +23,8 @@ OneOrMore = Annotated[
 ]
 Seconds = Annotated[float, Field(ge=0)]
 
+Secret = Annotated[str, Field(repr=False, exclude=True)]  # in no dump and no representation of a table
+
 _AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # PS3.5: no backslash
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
@@ -49,8 +51,8 @@ class NodeTable(Table):
     port: Port = 11112
     storage: Path = Path("dicom-node-data")
     models: Path = Field(default_factory=default_folder)
-    ledger: str = Field(default="", repr=False)  # SQLAlchemy URL; empty: SQLite in `storage`
-    broker: str = Field(default="", repr=False)  # redis://...; empty: the node starts its own and one set of workers
+    ledger: Secret = ""  # SQLAlchemy URL; empty: SQLite in `storage`
+    broker: Secret = ""  # redis://...; empty: the node starts its own and one set of workers
     device: Annotated[str, StringConstraints(pattern=_DEVICE)] = "auto"
     model_memory_megabytes: Annotated[int, Field(ge=0)] = 0  # of all contained models together
 
@@ -61,7 +63,7 @@ class TlsTable(Table):
     port: Port = 2762
     certificate: Path | None = None  # PEM, with the chain
     key: Path | None = None
-    key_password: str = Field(default="", repr=False)
+    key_password: Secret = ""
     ca: Path | None = None  # who signs the certificates of peers
     client_certificates: Literal["required", "none"] = "required"
     minimum_version: Literal["1.2", "1.3"] = "1.2"
@@ -163,11 +165,11 @@ class Peer(Table):
     tls_ca: Path | None = None  # these five instead of those of [tls]
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    tls_key_password: str = Field(default="", repr=False)
+    tls_key_password: Secret = ""
     tls_minimum_version: Literal["1.2", "1.3"] | None = None
     certificate_sha256: tuple[str, ...] = ()  # who calls with this AE title must show one of these certificates
     user: str = ""  # who calls with this AE title must name this user (PS3.7 D.3.3.7)
-    passcode: str = Field(default="", repr=False)
+    passcode: Secret = ""
     commitment: bool = False  # delivered means committed (PS3.4 Annex J)
 
     @field_validator("results")

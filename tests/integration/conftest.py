@@ -34,6 +34,52 @@ def libraries_as_in_the_node(monkeypatch):
     log._silence_libraries()
 
 
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory, tool):
+    """An authority and what it has signed; `stranger` and what that has signed; a certificate that nobody has signed.
+
+    NAME.pem and NAME.key: node, node2, scanner, other; `expired` and `future` are not valid now; intruder's is the
+    stranger's; `alone` is self-signed; `elsewhere` is good for pacs.hospital.example only. The tests bear `peer`.
+    """
+    folder = tmp_path_factory.mktemp("pki")
+    rsa = ["-newkey", "rsa:2048", "-nodes"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+
+    def openssl(*arguments: object) -> None:
+        subprocess.run([tool("openssl"), *map(str, arguments)], check=True, capture_output=True, cwd=folder)
+
+    def authority(name: str) -> None:
+        openssl("req", "-x509", *curve, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
+
+    def sign(name: str, by: str = "ca", valid: tuple[str, str] | None = None, host: str = "") -> None:
+        key = rsa if name == "node" else curve
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        names = f"DNS:{host}" if host else "DNS:localhost,IP:127.0.0.1"
+        (folder / "extensions").write_text(f"subjectAltName={names}\n")
+        (folder / "index").write_text("")
+        (folder / "serial").write_text(f"{abs(hash(name)):X}"[:8] + "00\n")
+        (folder / "ca.cnf").write_text(
+            "[ca]\ndefault_ca=a\n[a]\ndatabase=index\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\npolicy=p\n"
+            "unique_subject=no\n[p]\ncommonName=supplied\n"
+        )
+        start, end = valid or ("20200101000000Z", "20991231235959Z")
+        issuer = ["-cert", f"{by}.pem", "-keyfile", f"{by}.key", "-startdate", start, "-enddate", end]
+        openssl(
+            *("ca", "-batch", "-notext", "-config", "ca.cnf", "-extfile", "extensions", *issuer),
+            *("-in", f"{name}.csr", "-out", f"{name}.pem"),
+        )
+
+    for name in ("ca", "stranger", "alone"):
+        authority(name)
+    for name in ("node", "node2", "scanner", "other"):
+        sign(name)
+    sign("intruder", by="stranger")
+    sign("expired", valid=("20200101000000Z", "20210101000000Z"))
+    sign("future", valid=("20900101000000Z", "20910101000000Z"))
+    sign("elsewhere", host="pacs.hospital.example")
+    return folder
+
+
 @pytest.fixture
 def free_port():
     def find() -> int:

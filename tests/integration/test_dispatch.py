@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.broker import broker_url, connect, prepare_embedded, socket_path, wait_until_ready
+from dicom_node.broker import connect, prepare_embedded, socket_path, wait_until_ready
 from dicom_node.config import Settings, parse
 from dicom_node.dispatch import Dispatcher, Hints
 from dicom_node.ledger import Ledger
@@ -24,12 +24,14 @@ WORKER = """
 import sys, time, warnings
 from pathlib import Path
 from dicom_node.config import load
-from dicom_node.broker import broker_url
+from dicom_node import log
+from dicom_node.messages import celery_settings
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Happening
 from workers.app import SecurityWarning, make_app
 
 warnings.filterwarnings("ignore", category=SecurityWarning)
+log.configure()
 settings = load(Path(sys.argv[1]))
 ledger = Ledger(settings.ledger_url)
 pause = float(sys.argv[3])
@@ -42,7 +44,7 @@ def run(number):
         time.sleep(pause)
         ledger.jobs.ended(job, Happening.REFUSED, now=time.time(), reason="fake")
 
-app = make_app(broker_url(settings), run)
+app = make_app(celery_settings(settings), run)
 app.Worker(pool="solo", queues=["infer", "deliver"], hostname=sys.argv[2], loglevel="ERROR", without_mingle=True,
            without_gossip=True, without_heartbeat=True, quiet=True).start()
 """
@@ -119,8 +121,10 @@ def worker(settings, ledger):
     started = []
     path = settings.node.storage.parent / "node.toml"
 
-    def start(name: str = "w1", pause: float = 0.0) -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen([sys.executable, "-c", WORKER, str(path), name, str(pause)], cwd=ROOT))
+    def start(name: str = "w1", pause: float = 0.0, log: Path | None = None) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", WORKER, str(path), name, str(pause)]
+        with open(log, "wb") if log else contextlib.nullcontext() as output:
+            started.append(subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output))
         return started[-1]
 
     yield start
@@ -234,28 +238,6 @@ def test_a_broker_killed_under_a_working_worker_loses_nothing(settings, ledger, 
     assert all(names(ledger, number).count("job.claimed") == 1 for number in numbers)
 
 
-def test_a_message_that_is_no_job_hurts_nobody(settings, ledger, broker, dispatcher, worker):
-    number = inference(ledger)
-    dispatcher._hints._celery.send_task("dicom_node.run", args=[987654], queue="infer")
-    dispatcher._hints._celery.send_task("dicom_node.run", args=["x", "y"], queue="infer")
-    dispatcher._hints._celery.send_task("somebody.elses", args=[1], queue="infer")
-
-    worker()
-
-    sweep_until(dispatcher, lambda: states(ledger, [number]) == {State.FAILED})
-
-
-def test_bytes_that_are_no_message_cost_one_restart_of_a_worker(settings, ledger, broker, dispatcher, worker):
-    with connect(settings) as client:
-        client.lpush("infer", "no JSON at all")
-
-    assert worker("w1").wait(30) is not None  # Celery gives up; the node, or systemd, starts it again
-
-    number = inference(ledger)
-    worker("w2")
-    sweep_until(dispatcher, lambda: states(ledger, [number]) == {State.FAILED})
-
-
 def test_an_embedded_broker_left_by_an_earlier_life_is_ended(settings, broker):
     if settings.node.broker:
         pytest.skip("only the embedded one is ours to end")
@@ -272,4 +254,3 @@ def test_a_storage_folder_with_a_long_name_has_its_socket_elsewhere(tmp_path):
     long = parse(f'[node]\nstorage = "{"x" * 90}"', base=tmp_path)
 
     assert len(str(socket_path(long))) < 100
-    assert broker_url(long).startswith("redis+socket://")
