@@ -101,6 +101,7 @@ def test_what_the_node_did_not_write_is_ignored_and_the_worker_lives_on(
     dispatcher,
     worker,
     tmp_path,
+    eventually,
 ):
     number, held_back = inference(ledger), inference(ledger, "1.3.9")
     process, log = with_log(worker, tmp_path)
@@ -136,6 +137,7 @@ def test_a_message_of_the_node_that_was_changed_or_moved_is_foreign(
     broker,
     dispatcher,
     worker,
+    eventually,
 ):
     number, other = inference(ledger), inference(ledger, "1.3.9")
     dispatcher._hints._celery.send_task("dicom_node.run", args=[other], queue="infer", retry=False)
