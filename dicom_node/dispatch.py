@@ -12,9 +12,9 @@ from kombu.exceptions import OperationalError
 from dicom_node.broker import connect, explained
 from dicom_node.config import Settings
 from dicom_node.errors import BrokerUnavailable
-from dicom_node.messages import celery_settings
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
+from dicom_node.messages import celery_settings
 
 log = structlog.get_logger()
 

@@ -17,9 +17,9 @@ import typer
 from dicom_node import config, log
 from dicom_node.dispatch import QUEUES
 from dicom_node.errors import NodeError
-from dicom_node.messages import celery_settings
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
+from dicom_node.messages import celery_settings
 from dicom_node.spool import Spool
 from workers.app import SecurityWarning, make_app
 from workers.pipeline import Pipeline

@@ -14,7 +14,7 @@ __all__ = ["SecurityWarning", "make_app"]
 
 
 def make_app(broker: dict[str, Any], run: Callable[[int], None]) -> Celery:
-    """Return an app whose one task calls `run` with a job's number; `broker` is what `messages.celery_settings` says."""
+    """Return an app whose one task calls `run` with a job's number; `broker` is `messages.celery_settings`."""
     app = Celery("dicom_node_worker", set_as_current=False)
     app.conf.update(
         accept_content=["json"],

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from dicom_node.broker import connect
-from dicom_node.messages import celery_settings
 from dicom_node.lifecycle import State
+from dicom_node.messages import celery_settings
 from dicom_node.seal import opened, sealed
 from tests.integration.test_dispatch import (  # noqa: F401 - fixtures
     broker,
