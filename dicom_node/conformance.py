@@ -176,8 +176,9 @@ def _commitment() -> Iterator[str]:
             "up, read again from the disk and compared with the SHA-256 of what was received. The report goes out on "
             f"the association that asked, where that is still open after {settings.same_association_after:g} s "
             "(`commitment.same_association_after`), else on a new one, with role selection, to the `[peer.NAME]` that "
-            "bears the caller's AE title; it is repeated with growing pauses until it is taken. The node keeps what "
-            "it holds until its operator sets a retention; a modality that deletes on commitment should know that "
+            "bears the caller's AE title; it is repeated with growing pauses until it is taken. What has "
+            "been committed is kept for ever, or for the days that the operator has set as `retention.promise_days`; "
+            "no other rule of retention deletes it before. A modality that deletes on commitment should know that "
             "period.",
             width=_WIDTH,
         ),

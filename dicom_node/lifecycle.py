@@ -78,6 +78,7 @@ TRANSITIONS: dict[tuple[State, Happening], State] = {
     (S.COMMITTING, H.REQUEUED): S.QUEUED,
     (S.FAILED, H.REQUEUED): S.QUEUED,
     (S.FAILED, H.SUPERSEDED): S.CANCELLED,
+    (S.FAILED, H.WITHDRAWN): S.CANCELLED,  # seen, and given up: it holds its study no longer
     (S.CANCELLED, H.REQUEUED): S.QUEUED,
     (S.NOT_APPLICABLE, H.REQUEUED): S.QUEUED,
     (S.DONE, H.REQUEUED): S.QUEUED,  # of a delivery: the same bytes once more

@@ -17,6 +17,7 @@ from dicom_node.assembler import Assembler
 from dicom_node.broker import prepare_embedded, wait_until_ready
 from dicom_node.config import Settings
 from dicom_node.dispatch import QUEUES, Dispatcher
+from dicom_node.disposal import Disposal
 from dicom_node.errors import Unavailable
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
@@ -53,6 +54,7 @@ class Node:
             catalogue=settings.catalogue(),
         )
         self._dispatcher = Dispatcher(settings, self.ledger)
+        self._disposal = Disposal(settings, self.ledger, self._spool, node_id=self.node_id)
         self._children: list[Child] = []
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -64,6 +66,7 @@ class Node:
         leftovers = self._spool.sweep_incoming()
         if leftovers:
             log.info("spool.swept", temporary_files=leftovers)
+        self._did(self._disposal.recover)
         self.ledger.arrivals.forget_associations_of(self.node_id, now=time.time())
         if not self._settings.node.broker:
             self._start_children()
@@ -89,6 +92,7 @@ class Node:
         parts: list[Callable[[], object]] = [child.watch for child in self._children]
         parts += [partial(self._spool.watch_room, partial(self._note_door, now))]
         parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
+        parts += [partial(self._disposal.tick, now=now)]
         did = all([self._did(part) for part in parts])
         if did:
             self._healthy = True

@@ -144,10 +144,23 @@ class Promising:
         )
 
     def verdict(self, pending: Pending) -> Report:
-        """Return what there is to say: every instance is looked up, read again and compared with its digest."""
+        """Return what there is to say: every instance is looked up, read again and compared with its digest.
+
+        What will be promised is on record before it is said, so that no retention deletes it.
+        """
         references = pending.request.references
         known = self._ledger.commitments.known([reference.sop_instance_uid for reference in references])
-        return report_on(pending.request, [self._judge(each, known.get(each.sop_instance_uid)) for each in references])
+        verdicts = {each: self._judge(each, known.get(each.sop_instance_uid)) for each in references}
+        good = [each.sop_instance_uid for each, verdict in verdicts.items() if verdict is None]
+        kept = self._ledger.commitments.promise(good, now=self._clock())
+        gone = set(good) - kept
+        return report_on(
+            pending.request,
+            [
+                FailureReason.NO_SUCH_OBJECT_INSTANCE if each.sop_instance_uid in gone else verdict
+                for each, verdict in verdicts.items()
+            ],
+        )
 
     def _judge(self, reference: Reference, known: Known | None) -> FailureReason | None:
         if known is None:

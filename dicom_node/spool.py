@@ -106,6 +106,10 @@ class Spool:
         except (OSError, ValueError):
             return False
 
+    def forget_folders(self) -> None:
+        """Forget which folders are there: some have been moved away."""
+        self._known.clear()
+
     def sweep_incoming(self) -> int:
         """Delete temporary files that an earlier life of the node left; return how many."""
         with _availability():

@@ -49,7 +49,7 @@ def parse(text: str, *, where: str = "node.toml", base: Path = Path()) -> Settin
     except ValidationError as error:
         raise SettingsError("\n".join(f"{where}: {line}" for line in explained(error))) from error
     settings = _with_absolute_folders(settings, base)
-    problems = list(_broken_references(settings))
+    problems = [*_broken_references(settings), *_contradictions(settings)]
     if problems:
         raise SettingsError("\n".join(f"{where}: {line}" for line in problems))
     return settings
@@ -79,6 +79,16 @@ def _with_tls(peer: Peer, tls: TlsTable, base: Path) -> Peer:
         "tls_minimum_version": peer.tls_minimum_version or tls.minimum_version,
     }
     return peer.model_copy(update=values)
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """Yield a line for what cannot work together."""
+    wanted, watermark = settings.retention.free_megabytes, settings.receive.minimum_free_megabytes
+    if 0 < wanted < watermark * 1.2:
+        yield (
+            f"retention.free_megabytes: {wanted} is too little: the door for C-STORE opens above "
+            f"receive.minimum_free_megabytes = {watermark} and a tenth; write at least {watermark * 1.2:.0f}"
+        )
 
 
 def _broken_references(settings: Settings) -> Iterator[str]:

@@ -18,6 +18,7 @@ from dicom_node.config.tables import (
     NodeTable,
     Peer,
     ReceiveTable,
+    RetentionTable,
     RouteTable,
     Table,
     TlsTable,
@@ -36,6 +37,7 @@ class Settings(Table):
     jobs: JobsTable = JobsTable()
     delivery: DeliveryTable = DeliveryTable()
     commitment: CommitmentTable = CommitmentTable()
+    retention: RetentionTable = RetentionTable()
     labelling: LabellingTable = LabellingTable()
     peer: Mapping[Name, Peer] = Field(default_factory=dict)
     route: tuple[RouteTable, ...] = ()

@@ -14,6 +14,7 @@ from pydicom.datadict import tag_for_keyword
 from dicom_node.catalogue import default_folder, suggestion
 from dicom_node.forms import DEFAULT_RESULTS, Wish
 from dicom_node.lifecycle import Patience
+from dicom_node.retention import Policy
 from dicom_node.routing import CALLING_AE_TITLE
 from dicom_node.services import RESULT_KIND_NAMES
 
@@ -138,6 +139,25 @@ class CommitmentTable(Table):
     same_association_after: Seconds = 1.0  # an association still open then waits for its report
     report_wait: Seconds = 2.0  # how long a delivery keeps its own association open for the report
     ask_again_after: Annotated[float, Field(gt=0)] = 3600.0
+
+
+Days = Annotated[float, Field(ge=0)]
+
+
+class RetentionTable(Table):
+    """[retention]: what is deleted, and when; 0 never does. Whatever somebody still waits for stays in any case."""
+
+    days: Days = 0.0  # after the end of all work on a study
+    free_megabytes: Annotated[int, Field(ge=0)] = 0  # below it the oldest finished studies go
+    only_committed: bool = False  # and only those whose results every peer has committed
+    promise_days: Days = 0.0  # how long the node's own storage commitment holds
+    quarantine_days: Days = 0.0
+    history_days: Days = 0.0  # of events of studies that are gone, and of no study
+
+    @property
+    def policy(self) -> Policy:
+        """Return what decides about a study."""
+        return Policy(self.days, self.promise_days, self.only_committed)
 
 
 class LabellingTable(Table):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dicom_node.ledger.arrivals import Arrivals
 from dicom_node.ledger.commitments import Commitments
 from dicom_node.ledger.database import open_database
+from dicom_node.ledger.departures import Departures
 from dicom_node.ledger.history import History
 from dicom_node.ledger.jobs import Jobs
 from dicom_node.ledger.peers import Peers
@@ -19,6 +20,7 @@ class Ledger:
         self.arrivals = Arrivals(self._database)
         self.jobs = Jobs(self._database)
         self.commitments = Commitments(self._database)
+        self.departures = Departures(self._database)
         self.history = History(self._database)
         self.peers = Peers(self._database)
 

@@ -14,7 +14,7 @@ from dicom_node.commitment import Reference, Remedy, Report, Request, remedy
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.jobs import Job, lock_owned, move, read_job
 from dicom_node.ledger.journal import write_event
-from dicom_node.ledger.schema import commitment, commitment_request, instance, job
+from dicom_node.ledger.schema import commitment, commitment_request, instance, job, series
 from dicom_node.lifecycle import Happening, Patience, State
 
 _JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
@@ -191,6 +191,21 @@ class Commitments:
                 query = select(*columns).where(instance.c.sop_instance_uid.in_(uids[start : start + _AT_ONCE]))
                 found |= {uid: Known(*rest) for uid, *rest in connection.execute(query)}
         return found
+
+    def promise(self, uids: Sequence[str], *, now: float) -> frozenset[str]:
+        """Record that the node promises to keep these instances, before it says so; return those it still can."""
+        kept: set[str] = set()
+        with self._database.writing() as connection:
+            for start in range(0, len(uids), _AT_ONCE):
+                mine = instance.c.sop_instance_uid.in_(uids[start : start + _AT_ONCE])
+                theirs = series.c.series_instance_uid.in_(select(instance.c.series_instance_uid).where(mine))
+                # locked in one order, as by who deletes: what it has deleted by then is not found any more
+                locking = select(series.c.series_instance_uid).where(theirs).order_by(series.c.series_instance_uid)
+                found = connection.execute(locking.with_for_update()).scalars().all()
+                promised = update(series).where(series.c.series_instance_uid.in_(found)).values(promised_at=now)
+                connection.execute(promised)
+                kept.update(connection.execute(select(instance.c.sop_instance_uid).where(mine)).scalars())
+        return frozenset(kept)
 
     def answered(self, pending: Pending, report: Report, *, now: float, how: str) -> None:
         """Record that a report was taken."""

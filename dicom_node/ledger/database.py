@@ -9,7 +9,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -42,6 +42,16 @@ class Database:
     def insert(self, table: Table) -> Any:
         """Return an INSERT that knows ON CONFLICT, in this database's dialect."""
         return self._dialect.insert(table)
+
+    def unused_number(self, *numbers: Any) -> dict[str, Any]:
+        """Return the value for an identity column, by its name, that none of these columns has ever had.
+
+        Empty where the database sees to that itself: SQLite gives the number of a last row again that was deleted.
+        """
+        if self._dialect is postgresql:
+            return {}
+        highest = [func.coalesce(select(func.max(each)).scalar_subquery(), 0) for each in numbers]
+        return {numbers[0].name: func.max(*highest) + 1}
 
     def close(self) -> None:
         """Close every connection."""

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, exists, func, or_, select, update
 
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
-from dicom_node.ledger.schema import commitment, holding, job, result, series
+from dicom_node.ledger.schema import commitment, event, holding, job, result, series
 from dicom_node.lifecycle import MISSING_INPUT, REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance
 from dicom_node.routing import Order
 from dicom_node.services import RESULT_KIND_NAMES
@@ -132,6 +132,7 @@ class Jobs:
         statement = (
             self._database.insert(job)
             .values(state=State.QUEUED, attempts=0, progress=0.0, **values)
+            .values(self._database.unused_number(job.c.job_id, event.c.job_id))
             .values(not_before=now, created_at=now, wanted_since=now)
             .on_conflict_do_nothing(index_elements=["key"])
             .returning(job.c.job_id)

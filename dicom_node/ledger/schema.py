@@ -43,6 +43,7 @@ series = Table(
     Column("announced", Integer),
     Column("last_activity", Double, nullable=False),
     Column("released", Boolean, nullable=False),  # the last association that sent some of it was released
+    Column("promised_at", Double),  # the node last promised to keep some of it (PS3.4 Annex J)
 )
 
 _incomplete = series.c.complete_revision < series.c.revision
@@ -152,6 +153,15 @@ Index(
     commitment_request.c.not_before,
     sqlite_where=_unanswered,
     postgresql_where=_unanswered,
+)
+
+deletion = Table(
+    "deletion",
+    metadata,
+    # a study whose rows are gone and whose files are about to go
+    Column("deletion_id", String(32), primary_key=True),  # the name of the folder that they were moved to
+    Column("node_id", String(64), nullable=False, index=True),
+    Column("started_at", Double, nullable=False),
 )
 
 acceptance = Table(

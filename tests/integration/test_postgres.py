@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, text
 
 from dicom_node.errors import LedgerUnavailable
 from dicom_node.ledger import Ledger
+from tests.unit.test_departures import *  # noqa: F403
 from tests.unit.test_ledger import *  # noqa: F403 - every test of the ledger, with the fixture below
 from tests.unit.test_ledger import DIGEST, ORDER, complete, inference, instance, names, receive
 
