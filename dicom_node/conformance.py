@@ -24,6 +24,7 @@ from dicom_node.services import (
     Use,
     transfer_syntaxes,
 )
+from dicom_node.tls import CIPHER_SUITES
 
 _WIDTH = 118
 _USES = {
@@ -160,8 +161,67 @@ def _lines() -> Iterator[str]:
         "Results are written in ISO_IR 192; received objects are kept as they are.",
         "",
     )
-    yield from ("## N.11 Security", "", "No secure transport profile yet: use it inside a trusted network.", "")
+    yield from _security()
     yield from created_objects()
+
+
+def _security() -> Iterator[str]:
+    tls = Settings().tls
+    yield from (
+        "## N.11 Security",
+        "",
+        *wrap(
+            "Secure transport: the BCP 195 RFC 8996, 9325 TLS profile (PS3.15 B.12), as SCP on a port of its own where "
+            "`[tls]` names a certificate, as SCU where a peer has `tls = true`. Without it, and unless "
+            "`receive.plain = false`, associations are in the clear: use those inside a trusted network.",
+            width=_WIDTH,
+        ),
+        "",
+    )
+    yield from _table(
+        ("property", "value", "key in node.toml"),
+        [
+            ("port", tls.port, "`tls.port`"),
+            (
+                "versions",
+                f"TLS {tls.minimum_version} and later",
+                "`tls.minimum_version`, `tls_minimum_version` of a peer",
+            ),
+            ("cipher suites of TLS 1.2", ", ".join(CIPHER_SUITES), "fixed"),
+            ("cipher suites of TLS 1.3", "all that OpenSSL offers by default", "fixed"),
+            ("renegotiation, compression", "refused", "fixed"),
+            ("certificate of the caller", tls.client_certificates, "`tls.client_certificates`, `tls.ca`"),
+            (
+                "certificate of a peer that is called",
+                "verified, and its name is the peer's host or `tls_name`",
+                "`tls_ca`, `tls_name`",
+            ),
+            ("revocation lists", "not read", ""),
+            (
+                "change of certificates",
+                "read again without a restart; a broken file leaves the old ones in force",
+                "",
+            ),
+        ],
+    )
+    yield from ("", "Who may associate, each where it is set:", "")
+    yield from _table(
+        ("by", "key in node.toml"),
+        [
+            ("address", "`receive.addresses`"),
+            ("calling and called AE title", "`receive.calling_ae_titles`, `receive.check_called_ae_title`"),
+            ("certificate, bound to the calling AE title by its SHA-256", "`certificate_sha256` of a peer"),
+            (
+                "user identity, types 1 and 2 (PS3.7 D.3.3.7), bound to the calling AE title",
+                "`user` and `passcode` of a peer",
+            ),
+        ],
+    )
+    yield from (
+        "",
+        "User identities of other types (Kerberos, SAML, JWT) are not verified: they name nobody.",
+        "",
+    )
 
 
 def _commitment() -> Iterator[str]:

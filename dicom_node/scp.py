@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 _UNASSOCIATED = 100  # connections beyond the limit of associations, so that who comes too much is told
 _MEGABYTE = 1024 * 1024
+_NAMED = (1, 2)  # types of user identity: a user name, with or without a passcode (PS3.7 D.3.3.7)
 _ERROR_COMMENT = 64  # characters in a VR of LO
 
 
@@ -367,6 +368,8 @@ def _caller(association: Any, identity: AssociationIdentity) -> Caller:
     connection = association.dul.socket.socket
     certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
     user = association.requestor.user_identity
+    if user is not None and user.user_identity_type not in _NAMED:
+        user = None  # a token that the node cannot verify names nobody
     return Caller(
         identity.called_ae_title,
         identity.calling_ae_title,
