@@ -5,13 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo viewer test check fast format clean
+.PHONY: demo viewer test check bench bench-gate fast format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [STUDY=/folder]  push a study, see the SEG and SR that come back"
 	@echo "make viewer                PACS, node and the OHIF viewer on this machine; VIEWER_ARGS=--help says more"
 	@echo "make test                  run every test; those of real peers skip where the peer is missing"
+	@echo "make bench                 measure beside DCMTK, Orthanc and others into bench/RESULTS.md; BENCH_ARGS=\"receive --rounds 3\""
+	@echo "make bench-gate            fail where something costs more than bench/bounds.toml allows"
 	@echo "make check                 format, lint, types, import contracts, fast tests"
 
 demo: $(VENV)/.demo
@@ -30,6 +32,12 @@ check: $(VENV)/.check
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/viewer/compose.yaml
 	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit tests/property
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench $(or $(BENCH_ARGS),all)
+
+bench-gate: $(VENV)/.test
+	$(BIN)/python -m bench gate
 
 format: $(VENV)/.check
 	$(BIN)/ruff format .

@@ -199,12 +199,12 @@ class Node(Receiver):
 
     name = OURS
 
-    def __init__(self, folder: Path, *, settings: str = "") -> None:
-        """Use `folder` for storage and ledger; `settings` is added to node.toml."""
+    def __init__(self, folder: Path, *, node: str = "", settings: str = "") -> None:
+        """Use `folder` for storage and ledger; `node` is added to that table of node.toml, `settings` to its end."""
         super().__init__(folder)
         self.settings_path = folder / "node.toml"
         self.settings_path.write_text(
-            f'[node]\nhost = "127.0.0.1"\nport = {self.port}\nstorage = "storage"\n'
+            f'[node]\nhost = "127.0.0.1"\nport = {self.port}\nstorage = "storage"\n{node}\n'
             f"[receive]\nminimum_free_megabytes = 100\nmaximum_instance_megabytes = 4096\n{settings}"
         )
         self._ledger: Ledger | None = None

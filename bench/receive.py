@@ -76,7 +76,7 @@ def throughput(folder: Path, associations: int, *, rounds: int, quick: bool) -> 
 
         def run(receiver: Receiver) -> Callable[[], Mapping[str, float]]:
             number = min(instances, max(_ORTHANC, associations)) if isinstance(receiver, Orthanc) else instances
-            return lambda: _received(receiver, sender, files, here / "study", associations, number)
+            return lambda: received(receiver, sender, files, here / "study", associations, number)
 
         measured = alternate({name: run(receiver) for name, receiver in receivers.items()}, rounds)
     title = f"receive, {associations} association{'s' * (associations > 1)}"
@@ -86,10 +86,13 @@ def throughput(folder: Path, associations: int, *, rounds: int, quick: bool) -> 
     ]
 
 
-def _received(
+def received(
     receiver: Receiver, sender: Sender, files: Sequence[Path], study: Path, associations: int, instances: int
 ) -> dict[str, float]:
-    """Send one new study; wait until it is on record, so that what follows the last response is counted as well."""
+    """Send one new study; return instances a second ("rate") and ms of processor time for each ("processor").
+
+    It waits until all is on record, so that what follows the last response is counted as well.
+    """
     copies = cases.copies(files, study, associations=associations, instances=instances)
     os.sync()  # what earlier cases left to be written is not this one's
     before, already = processor_time(receiver.pid), receiver.stored()
