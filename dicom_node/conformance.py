@@ -8,6 +8,7 @@ from textwrap import wrap
 from pydicom.uid import UID
 
 from dicom_node import __version__
+from dicom_node.audit.messages import EVENTS
 from dicom_node.commitment import REMEDIES, FailureReason
 from dicom_node.config import Settings
 from dicom_node.created import created_objects
@@ -162,6 +163,7 @@ def _lines() -> Iterator[str]:
         "",
     )
     yield from _security()
+    yield from _audit()
     yield from created_objects()
 
 
@@ -289,6 +291,36 @@ def _commitment() -> Iterator[str]:
         ],
     )
     yield ""
+
+
+def _audit() -> Iterator[str]:
+    yield from (
+        "### Audit trail (PS3.15 A.5, A.6)",
+        "",
+        *wrap(
+            "Each event is a line of the ledger and, where `audit.collector` is set, a message by syslog over TLS "
+            "(RFC 5424, RFC 5425; TLS by the BCP 195 profile, with the node's certificate). PRI is 85, or 84 where the "
+            "outcome is not success; MSGID is DICOM+RFC3881; there is no STRUCTURED-DATA; the XML is UTF-8 with its "
+            "mark, of any length. UserID is the process number of the node, the AE title of a peer, the name of a "
+            "user. The patient is named only with `audit.patient = true`. Messages wait in a durable spool until the "
+            "collector has read them; one may come twice, with the same bytes. Received messages: none.",
+            width=_WIDTH,
+        ),
+        "",
+    )
+    yield from _table(
+        ("code", "audit message", "reported when"),
+        [(event.value, event.meaning, when) for event, when in EVENTS],
+    )
+    yield from (
+        "",
+        *wrap(
+            "Not reported, because the node does none of it: DICOM Instances Accessed, Export, Import, Network Entry, "
+            "Order Record, Patient Record, Procedure Record, Query.",
+            width=_WIDTH,
+        ),
+        "",
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from dicom_node.assembler import Assembler
+from dicom_node.audit import Audit
 from dicom_node.broker import prepare_embedded, wait_until_ready
 from dicom_node.config import Settings
 from dicom_node.dispatch import QUEUES, Dispatcher
@@ -45,7 +46,8 @@ class Node:
         self.ledger = Ledger(settings.ledger_url, migrate=True)
         self._promising = Promising(settings, self.ledger, self._spool)
         intake = Intake(self.ledger, self._spool, node_id=self.node_id)
-        self._scp = Scp(settings, self.ledger, intake, self._promising)
+        self._audit = Audit(settings, self.ledger)
+        self._scp = Scp(settings, self.ledger, intake, self._promising, self._audit)
         self._assembler = Assembler(
             self.ledger,
             self._spool,
@@ -66,6 +68,7 @@ class Node:
         leftovers = self._spool.sweep_incoming()
         if leftovers:
             log.info("spool.swept", temporary_files=leftovers)
+        self._audit.start(self.ledger.arrivals.interrupted(self.node_id))
         self._did(self._disposal.recover)
         self.ledger.arrivals.forget_associations_of(self.node_id, now=time.time())
         if not self._settings.node.broker:
@@ -92,6 +95,7 @@ class Node:
         parts: list[Callable[[], object]] = [child.watch for child in self._children]
         parts += [partial(self._spool.watch_room, partial(self._note_door, now))]
         parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
+        parts += [self._audit.tick]
         parts += [partial(self._disposal.tick, now=now)]
         did = all([self._did(part) for part in parts])
         if did:
@@ -133,6 +137,7 @@ class Node:
             child.ask_to_stop()
             child.stop(grace=5.0)
         self._dispatcher.close()
+        self._audit.stop()
         self.ledger.close()
         self._spool.disown()
 

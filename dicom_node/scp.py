@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 
+from dicom_node.audit import Audit, Transfers
 from dicom_node.commitment import STORAGE_COMMITMENT, Report
 from dicom_node.config import Settings
 from dicom_node.delivery.commit import answer_report
@@ -58,15 +59,24 @@ class _Open:
     busy: bool = False  # a handler is at work on it
     gone: bool = False  # it has ended; whoever is last, its handler or its end, closes the books
     outcomes: dict[str, int] = field(default_factory=dict)
+    transfers: Transfers = field(default_factory=Transfers)
     bytes: int = 0
 
 
 class Scp:
     """The node's own application entity."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, intake: Intake, promising: Promising | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        intake: Intake,
+        promising: Promising | None = None,
+        audit: Audit | None = None,
+    ) -> None:
         """Prepare to listen; `start` does. Without `promising` nothing is promised to those who ask."""
         self._promising = promising
+        self._audit = audit or Audit(settings, ledger)
         self._settings = settings
         self._ledger = ledger
         self._intake = intake
@@ -128,6 +138,7 @@ class Scp:
     def _on_failed_handshake(self, address: str, reason: str) -> None:
         log.warning("tls.refused", address=address, reason=reason)
         self._note("tls.refused", address=address, reason=reason)
+        self._audit.handshake_failed(address, reason)
 
     def _limits(self) -> Limits:
         receive = self._settings.receive
@@ -158,8 +169,8 @@ class Scp:
 
     def reap(self, *, everything: bool = False) -> None:
         """End the record of associations whose thread is gone without a word; close what could not be closed."""
-        if self._tls is not None:
-            self._tls.reload()
+        if self._tls is not None and self._tls.reload():
+            self._audit.certificate_reloaded()
         for opened in self._listed():
             if everything or not opened.association.is_alive():
                 self._ended(opened.association)
@@ -193,10 +204,14 @@ class Scp:
             called_ae_title=_ae_title(requestor.primitive.called_ae_title),
             address=str(requestor.address),
         )
-        rejection = self._admit(event.assoc, identity, _caller(event.assoc, identity))
+        caller = _caller(event.assoc, identity)
+        rejection = self._admit(event.assoc, identity, caller)
         if rejection is None:
+            if self._admission.is_user_wanted(caller):
+                self._audit.admitted(identity, caller.user)
             return
         self._note_rejection(identity, rejection)
+        self._audit.rejected(identity, rejection, caller.user)
         event.assoc.acse.send_reject(*A_ASSOCIATE_RJ[rejection])
         event.assoc.is_rejected = True
         event.assoc.kill()
@@ -247,6 +262,7 @@ class Scp:
     def _close(self, opened: _Open) -> None:
         if opened.touched:
             self._let_go(opened)
+        self._audit.received(opened.identity, opened.transfers, is_released=opened.released)
         if opened.outcomes:
             log.info(
                 "association.ended",
@@ -300,13 +316,14 @@ class Scp:
             raise Unavailable("Larger than receive.maximum_instance_megabytes")
         view = data.getbuffer()
         opened.touched = True
-        outcome, _header = self._intake.keep(
+        outcome, header = self._intake.keep(
             view,
             transfer_syntax_uid=str(event.context.transfer_syntax),
             affected_sop_class_uid=str(request.AffectedSOPClassUID),
             affected_sop_instance_uid=str(request.AffectedSOPInstanceUID),
             association=opened.identity,
         )
+        opened.transfers.add(header, outcome)
         opened.bytes += len(view)
         opened.outcomes[outcome] = opened.outcomes.get(outcome, 0) + 1
         if outcome is Outcome.QUARANTINED:

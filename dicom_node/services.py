@@ -313,6 +313,10 @@ class Admission:
             return Rejection.PEER_LIMIT
         return None
 
+    def is_user_wanted(self, caller: Caller) -> bool:
+        """Return whether whoever calls with this AE title must name a user."""
+        return bool(self.credentials.get(caller.calling_ae_title.strip(), Credentials()).user)
+
 
 def _address(text: str) -> IPv4Address | IPv6Address:
     """Return an address; one of IPv4 that came in through a socket of IPv6 is one of IPv4."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from dicom_node.config import Peer, TlsTable
+from dicom_node.config import AuditTable, Peer, TlsTable
 from dicom_node.errors import SettingsError
 
 log = structlog.get_logger()
@@ -40,11 +40,12 @@ def server_context(table: TlsTable) -> ssl.SSLContext:
     return context
 
 
-def client_context(peer: Peer) -> ssl.SSLContext:
-    """Return what connects to a peer: its certificate is verified, ours is shown where there is one."""
+def client_context(peer: Peer | AuditTable) -> ssl.SSLContext:
+    """Return what connects to a peer or the audit collector: verified, and shown our certificate if there is one."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, peer.tls_minimum_version or "1.2")
     if peer.tls_ca is None:
-        raise SettingsError(f"the peer {peer.ae_title}: tls = true needs tls_ca, or tls.ca, to verify it with")
+        who = f"the peer {peer.ae_title}: tls = true" if isinstance(peer, Peer) else "audit.collector"
+        raise SettingsError(f"{who} needs tls_ca, or tls.ca, to verify it with")
     _load_ca(context, peer.tls_ca, "tls_ca")
     if peer.tls_certificate is not None and peer.tls_key is not None:
         _load_chain(context, peer.tls_certificate, peer.tls_key, peer.tls_key_password)

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from pydicom.uid import generate_uid
 
+from dicom_node.audit import Audit
 from dicom_node.commitment import Reference
 from dicom_node.config import Peer, Settings
 from dicom_node.delivery.commit import Question, ask
@@ -37,6 +38,7 @@ class Delivering:
         self._settings = settings
         self._ledger = ledger
         self._spool = spool
+        self._audit = Audit(settings, ledger)
 
     def __call__(self, job: Job, lease: Lease) -> None:
         """Deliver; raise Unavailable or Refused as the peer answers."""
@@ -57,7 +59,7 @@ class Delivering:
             parcels = [self._parcel(result) for result in wanted]
         selection = _Selection(job.peer or "", peer, wanted, parcels, self._ledger)
         asking = self._question(job, peer, ()) if peer.commitment else None
-        statuses = self._deliver(peer, selection.parcels, watch, asking, choose=selection.choose) if wanted else []
+        statuses = self._deliver(job, peer, selection.parcels, watch, asking, choose=selection.choose) if wanted else []
         fields: dict[str, Any] = {
             "detail": f"{len(statuses)} instances stored at {peer.ae_title}",
             "statuses": {uid: f"0x{status:04X}" for uid, status in statuses},
@@ -82,13 +84,14 @@ class Delivering:
         )
         question = self._question(job, peer, held)
         if again:
-            self._deliver(peer, [self._parcel(result) for result in again], Stopwatch(), question)
+            self._deliver(job, peer, [self._parcel(result) for result in again], Stopwatch(), question)
         elif held:
             ask(question, ae_title=self._settings.node.ae_title, timing=self._settings.delivery)
         self._hand_over(job, f"{len(again)} instances sent again, {len(again) + len(held)} asked about again")
 
     def _deliver(
         self,
+        job: Job,
         peer: Peer,
         parcels: Sequence[Parcel],
         watch: Stopwatch,
@@ -96,11 +99,25 @@ class Delivering:
         choose: Callable[[Answers], Sequence[Parcel]] | None = None,
     ) -> list[tuple[str, int]]:
         node, timing = self._settings.node, self._settings.delivery
-        watch.begin("associate")
-        statuses = deliver(
-            parcels, peer, ae_title=node.ae_title, timing=timing, choose=choose, asking=asking, begins=watch.begin
-        )
-        watch.end()
+        with self._audit.shipment(job.study_instance_uid, peer) as shipment:
+
+            def begin(answers: Answers) -> Sequence[Parcel]:
+                chosen = choose(answers) if choose else parcels
+                shipment.begin((parcel.sop_class_uid, parcel.path) for parcel in chosen)
+                return chosen
+
+            watch.begin("associate")
+            statuses = deliver(
+                parcels,
+                peer,
+                ae_title=node.ae_title,
+                timing=timing,
+                choose=begin,
+                sent=lambda parcel, _status: shipment.stored(parcel.sop_class_uid, parcel.path),
+                asking=asking,
+                begins=watch.begin,
+            )
+            watch.end()
         return statuses
 
     def _question(self, job: Job, peer: Peer, held_already: tuple[Reference, ...]) -> Question:

@@ -41,6 +41,7 @@ for command in (
     run.demo,
     ask.status,
     ask.history,
+    ask.audit,
     act.requeue,
     act.cancel,
     act.send,

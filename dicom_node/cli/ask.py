@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import shutil
 import time
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dicom_node.audit import Audit
 from dicom_node.cli.console import (
     JsonOption,
     SettingsOption,
@@ -120,6 +122,38 @@ def history(
 def _stage_row(stage: Stage) -> list[Any]:
     what = f"{stage.model} to {stage.peer}" if stage.peer else stage.model
     return [stage.job_id, what, stage.name, f"{stage.seconds:.3f}", f"{stage.share:.0%}"]
+
+
+def audit(
+    settings: SettingsOption = None,
+    limit: Annotated[int, typer.Option(help="How many lines.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the audit trail: what was received, sent and deleted, who was not let in; that you looked is in it as well.
+
+    Messages to an audit collector that it has not read yet are counted.
+    """
+    loaded = settings_from(settings)
+    ledger = existing_ledger(loaded)
+    trail = Audit(loaded, ledger)
+    lines, waiting = ledger.history.audit(limit=limit), trail.waiting()
+    trail.used(getpass.getuser())
+    if as_json:
+        print_json({"lines": lines, "waiting": waiting})
+        return
+    columns = ["at", "event", "outcome", "from", "to", "instances #", "study", "details"]
+    console.print(table("Audit trail", columns, [_audit_row(line) for line in lines]))
+    if waiting is not None:
+        console.print(f"\n{waiting} messages wait for {loaded.audit.collector}")
+
+
+def _audit_row(line: Row) -> list[Any]:
+    fields = dict(line["fields"])
+    event = " ".join(filter(None, (line["name"].removeprefix("audit.").replace("_", " "), fields.pop("type", ""))))
+    outcome = "success" if fields.pop("indicator") == 0 else "failure"
+    shown = [fields.pop(key, "") for key in ("from", "to", "instances")]
+    details = ", ".join(f"{key} {value}" for key, value in fields.items() if key not in ("event", "action"))
+    return [clock(line["at"]), event, outcome, *shown, line["study_instance_uid"], details]
 
 
 def _events(ledger: Ledger, what: str | None, limit: int) -> list[Row]:

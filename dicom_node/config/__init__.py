@@ -5,17 +5,30 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from dicom_node.catalogue import suggestion
 from dicom_node.config.explaining import explained
 from dicom_node.config.settings import Settings
-from dicom_node.config.tables import CompletionTable, DeliveryTable, Peer, TlsTable
+from dicom_node.config.tables import AuditTable, CompletionTable, DeliveryTable, Peer, TlsTable
 from dicom_node.errors import SettingsError
 from dicom_node.expansion import expand
 
-__all__ = ["CANDIDATES", "CompletionTable", "DeliveryTable", "Peer", "Settings", "TlsTable", "load", "parse"]
+__all__ = [
+    "CANDIDATES",
+    "AuditTable",
+    "CompletionTable",
+    "DeliveryTable",
+    "Peer",
+    "Settings",
+    "TlsTable",
+    "load",
+    "parse",
+]
+
+Partner = TypeVar("Partner", Peer, AuditTable)
 
 CANDIDATES = (Path("node.toml"), Path("/etc/dicom-node/node.toml"))
 
@@ -61,15 +74,17 @@ def _with_absolute_folders(settings: Settings, base: Path) -> Settings:
     files = {name: _beside(base, getattr(settings.tls, name)) for name in ("certificate", "key", "ca")}
     tls = settings.tls.model_copy(update=files)
     peers = {name: _with_tls(peer, tls, base) for name, peer in settings.peer.items()}
-    return settings.model_copy(update={"node": node.model_copy(update=folders), "tls": tls, "peer": peers})
+    audit = _with_tls(settings.audit, tls, base)
+    update = {"node": node.model_copy(update=folders), "tls": tls, "audit": audit, "peer": peers}
+    return settings.model_copy(update=update)
 
 
 def _beside(base: Path, path: Path | None) -> Path | None:
     return (base / path).absolute() if path else None
 
 
-def _with_tls(peer: Peer, tls: TlsTable, base: Path) -> Peer:
-    """Give a peer what [tls] says wherever its own table says nothing; a certificate and its key go together."""
+def _with_tls(peer: Partner, tls: TlsTable, base: Path) -> Partner:
+    """Give a peer, or the collector, what [tls] says where its own table says nothing; certificate and key together."""
     own = peer.tls_certificate is not None
     values = {
         "tls_ca": _beside(base, peer.tls_ca) or tls.ca,

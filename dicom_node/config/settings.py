@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dicom_node.catalogue import ModelFolder, read_catalogue
 from dicom_node.config.tables import (
+    AuditTable,
     CommitmentTable,
     CompletionTable,
     DeliveryTable,
@@ -38,6 +39,7 @@ class Settings(Table):
     delivery: DeliveryTable = DeliveryTable()
     commitment: CommitmentTable = CommitmentTable()
     retention: RetentionTable = RetentionTable()
+    audit: AuditTable = AuditTable()
     labelling: LabellingTable = LabellingTable()
     peer: Mapping[Name, Peer] = Field(default_factory=dict)
     route: tuple[RouteTable, ...] = ()

@@ -28,10 +28,12 @@ Secret = Annotated[str, Field(repr=False, exclude=True)]  # in no dump and no re
 
 _AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # PS3.5: no backslash
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+_COLLECTOR = r"^(\S+:\d{1,5})?$"
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 PATTERNS = {
     _AE_TITLE: "an AE title: 1 to 16 characters, no backslash",
     _NAME: "a name: 1 to 32 letters, digits, - and _",
+    _COLLECTOR: 'an address: "host:port"',
     _DEVICE: 'a device: "auto", "cpu", "cuda" or "cuda:N"',
 }
 AeTitle = Annotated[str, StringConstraints(pattern=_AE_TITLE, strip_whitespace=True)]
@@ -158,6 +160,28 @@ class RetentionTable(Table):
     def policy(self) -> Policy:
         """Return what decides about a study."""
         return Policy(self.days, self.promise_days, self.only_committed)
+
+
+class AuditTable(Table):
+    """[audit]: the audit trail (PS3.15 A.5), in the ledger always, at a collector where there is one."""
+
+    collector: Annotated[str, StringConstraints(pattern=_COLLECTOR)] = ""  # syslog over TLS (RFC 5425)
+    site: str = ""  # Audit Enterprise Site ID
+    source: str = ""  # Audit Source ID; the node's AE title by default
+    patient: bool = False  # messages to the collector say who the patient is, as the standard has it
+    spool_megabytes: Annotated[int, Field(ge=1)] = 256  # messages that wait while the collector is away
+    tls_name: str = ""  # whose certificate the collector must show; its host by default
+    tls_ca: Path | None = None  # these five instead of those of [tls]
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_key_password: str = Field(default="", repr=False)
+    tls_minimum_version: Literal["1.2", "1.3"] | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Return the collector's host and port."""
+        host, _, port = self.collector.rpartition(":")
+        return host.strip("[]"), int(port)
 
 
 class LabellingTable(Table):

@@ -50,6 +50,15 @@ class StoredInstance:
     place: SlicePlace | None
 
 
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """A study that an association was sending when the node died, and how many instances its series hold."""
+
+    study_instance_uid: str
+    calling_ae_title: str
+    received: int
+
+
 class Arrivals:
     """Facts about what was received."""
 
@@ -160,6 +169,14 @@ class Arrivals:
                 .values(released=released, last_activity=now)
             )
             connection.execute(delete(holding).where(holding.c.association_id == association_id))
+
+    def interrupted(self, node_id: str) -> list[Interrupted]:
+        """Return what associations of an earlier life of this node were sending when it died."""
+        theirs = select(holding.c.series_instance_uid).where(holding.c.node_id == node_id)
+        keys = series.c.study_instance_uid, series.c.calling_ae_title
+        query = select(*keys, func.sum(series.c.received)).where(series.c.series_instance_uid.in_(theirs))
+        with self._database.reading() as connection:
+            return [Interrupted(*row) for row in connection.execute(query.group_by(*keys).order_by(*keys))]
 
     def forget_associations_of(self, node_id: str, *, now: float) -> None:
         """Let go of what associations of an earlier life of this node held: they died with it.

@@ -83,6 +83,11 @@ class History:
         """Return the latest events, in order."""
         return self._rows(select(event).order_by(event.c.event_id.desc()).limit(limit))[::-1]
 
+    def audit(self, *, limit: int) -> list[Row]:
+        """Return the latest lines of the audit trail, in order."""
+        query = select(event).where(event.c.name.like("audit.%"))
+        return self._rows(query.order_by(event.c.event_id.desc()).limit(limit))[::-1]
+
     def latest_event_id(self) -> int:
         """Return the number of the last event; 0 where there is none."""
         with self._database.reading() as connection:
