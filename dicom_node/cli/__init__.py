@@ -8,7 +8,7 @@ import sys
 import typer
 
 from dicom_node import __version__, log
-from dicom_node.cli import act, ask, models, peers, run, understand
+from dicom_node.cli import act, ask, models, peers, run, understand, verify
 from dicom_node.errors import NodeError
 from dicom_node.lifecycle import IllegalTransition
 
@@ -44,6 +44,7 @@ for command in (
     ask.audit,
     act.requeue,
     act.cancel,
+    verify.verify,
     act.send,
     act.echo,
     understand.explain,

@@ -7,6 +7,7 @@ from dicom_node.ledger.commitments import Commitments
 from dicom_node.ledger.database import open_database
 from dicom_node.ledger.departures import Departures
 from dicom_node.ledger.history import History
+from dicom_node.ledger.inventory import Inventory
 from dicom_node.ledger.jobs import Jobs
 from dicom_node.ledger.peers import Peers
 
@@ -21,6 +22,7 @@ class Ledger:
         self.jobs = Jobs(self._database)
         self.commitments = Commitments(self._database)
         self.departures = Departures(self._database)
+        self.inventory = Inventory(self._database)
         self.history = History(self._database)
         self.peers = Peers(self._database)
 
