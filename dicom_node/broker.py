@@ -99,6 +99,15 @@ def connect(settings: Settings) -> redis.Redis:
     return redis.Redis(unix_socket_path=str(socket_path(settings)), **options)
 
 
+def answers(settings: Settings) -> bool:
+    """Return whether the broker answers, within seconds."""
+    try:
+        with connect(settings) as client:
+            return bool(client.ping())
+    except (redis.RedisError, OSError):
+        return False
+
+
 def explained(error: BaseException) -> str:
     """Return why the broker does not answer, in words that hold no address, user or password."""
     found: BaseException | None = error

@@ -14,6 +14,8 @@ import pydicom.config
 import structlog
 from pynetdicom import _config as pynetdicom_config
 
+from dicom_node import tally
+
 FORBIDDEN = frozenset({"patient_name", "patient_id", "patient_birth_date", "accession_number"})
 
 
@@ -24,6 +26,7 @@ def configure(*, verbose: bool = False) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _counted,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=not terminal),
             _without_identity,
@@ -77,6 +80,11 @@ def _with_trace(_logger: object, _method: str, event: structlog.typing.EventDict
         error = error.__cause__ or error.__context__
     if lines:
         event["exception"] = "\nfrom ".join(lines)
+    return event
+
+
+def _counted(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    tally.count(event)
     return event
 
 

@@ -7,25 +7,29 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 import structlog
 
 from dicom_node.assembler import Assembler
 from dicom_node.audit import Audit
-from dicom_node.broker import prepare_embedded, wait_until_ready
+from dicom_node.broker import answers, prepare_embedded, wait_until_ready
 from dicom_node.config import Settings
 from dicom_node.dispatch import QUEUES, Dispatcher
 from dicom_node.disposal import Disposal
 from dicom_node.errors import Unavailable
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
+from dicom_node.metrics import CONTENT_TYPE, Metrics
 from dicom_node.promising import Promising
 from dicom_node.scp import Scp
+from dicom_node.secret import own_secret
 from dicom_node.spool import Spool
 from dicom_node.supervision import Child
+from dicom_node.web import Page, Web
 
 log = structlog.get_logger()
 
@@ -58,6 +62,7 @@ class Node:
         self._dispatcher = Dispatcher(settings, self.ledger)
         self._disposal = Disposal(settings, self.ledger, self._spool, node_id=self.node_id)
         self._children: list[Child] = []
+        self._web: Web | None = None
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._healthy = True
@@ -75,6 +80,7 @@ class Node:
             self._start_children()
         port = self._scp.start()
         self._promising.start()
+        self._start_web()
         return port
 
     def run(self) -> None:
@@ -127,6 +133,8 @@ class Node:
         """Finish the instances in flight and the jobs that run, then end everything."""
         self._promising.stop()
         self._scp.stop()
+        if self._web is not None:
+            self._web.stop()
         broker, workers = self._children[:1], self._children[1:]
         for child in workers:
             child.ask_to_stop()
@@ -140,6 +148,47 @@ class Node:
         self._audit.stop()
         self.ledger.close()
         self._spool.disown()
+
+    # -- for whoever watches ----------------------------------------------------------------------------------
+
+    def _start_web(self) -> None:
+        table, storage = self._settings.web, self._settings.node.storage
+        if table.port is None:
+            return
+        token = table.token or own_secret(storage, "web.token")
+        self._web = Web(table.host, table.port, token=token, pages=self._pages())
+        self._web.start()
+
+    def _pages(self) -> Mapping[str, Page]:
+        metrics = Metrics(
+            self.ledger,
+            self._settings.node.storage,
+            associations=lambda: self._scp.open_associations,
+            broker_answers=lambda: answers(self._settings),
+        )
+
+        def ready() -> tuple[HTTPStatus, str, bytes]:
+            parts = {
+                "ledger": metrics.ledger_answers(),
+                "broker": metrics.broker_answers(),
+                "room": self._has_room(),
+            }
+            lines = "".join(f"{name}: {'yes' if fine else 'no'}\n" for name, fine in parts.items())
+            status = HTTPStatus.OK if all(parts.values()) else HTTPStatus.SERVICE_UNAVAILABLE
+            return status, "text/plain; charset=utf-8", lines.encode()
+
+        return {
+            "/health": lambda: (HTTPStatus.OK, "text/plain; charset=utf-8", b"alive\n"),
+            "/ready": ready,
+            "/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, metrics.text()),
+        }
+
+    def _has_room(self) -> bool:
+        try:
+            self._spool.require_room()
+        except (Unavailable, OSError):
+            return False
+        return True
 
     # -- children -------------------------------------------------------------------------------------------
 

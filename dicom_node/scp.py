@@ -121,6 +121,11 @@ class Scp:
         """Return where it listens: plain first, then with TLS."""
         return [int(server.socket.getsockname()[1]) for server in self._servers]
 
+    @property
+    def open_associations(self) -> int:
+        """Return how many associations are open."""
+        return len(self._open)
+
     def _listen(self, entity: AE, port: int, tls: Reloading | None = None) -> None:
         server: Any = entity.make_server(
             (self._settings.node.host, port),
@@ -270,7 +275,7 @@ class Scp:
                 address=opened.identity.address,
                 how="released" if opened.released else "not released",
                 seconds=round(time.monotonic() - opened.started, 2),
-                megabytes=round(opened.bytes / 1e6, 1),
+                megabytes=round(opened.bytes / 1e6, 3),
                 **opened.outcomes,
             )
 

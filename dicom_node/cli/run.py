@@ -52,6 +52,9 @@ def _banner(settings: Settings, port: int, path: Path | None) -> None:
     grid.add_row("storage", str(node.storage))
     grid.add_row("ledger", settings.ledger_url if settings.ledger_url.startswith("sqlite") else "PostgreSQL")
     grid.add_row("broker", "Redis" if node.broker else f"embedded, {socket_path(settings)}")
+    if settings.web.port is not None:
+        token = "web.token" if settings.web.token else f"the token in {node.storage / 'web.token'}"
+        grid.add_row("web", f"http://{settings.web.host}:{settings.web.port}/metrics, behind {token}")
     for name, model in settings.catalogue().items():
         grid.add_row("model", f"{name} {model.manifest.version}  [dim]{model.manifest.title}[/dim]")
     for name, peer in settings.peer.items():

@@ -23,6 +23,7 @@ from dicom_node.config.tables import (
     RouteTable,
     Table,
     TlsTable,
+    WebTable,
 )
 from dicom_node.routing import Route
 from dicom_node.services import Admission, Credentials
@@ -33,6 +34,7 @@ class Settings(Table):
 
     node: NodeTable = NodeTable()
     tls: TlsTable = TlsTable()
+    web: WebTable = WebTable()
     receive: ReceiveTable = ReceiveTable()
     completion: CompletionTable = CompletionTable()
     jobs: JobsTable = JobsTable()

@@ -77,6 +77,14 @@ class TlsTable(Table):
         return self.certificate is not None
 
 
+class WebTable(Table):
+    """[web]: health, readiness and metrics over HTTP, read-only."""
+
+    host: str = "127.0.0.1"
+    port: Port | None = None  # None: nothing listens
+    token: Secret = ""  # empty: the node makes one, web.token in the storage folder
+
+
 class ReceiveTable(Table):
     """[receive]: what the SCP lets in."""
 

@@ -6,6 +6,7 @@ from dicom_node.ledger.arrivals import Arrivals
 from dicom_node.ledger.commitments import Commitments
 from dicom_node.ledger.database import open_database
 from dicom_node.ledger.departures import Departures
+from dicom_node.ledger.figures import Figures
 from dicom_node.ledger.history import History
 from dicom_node.ledger.inventory import Inventory
 from dicom_node.ledger.jobs import Jobs
@@ -23,6 +24,7 @@ class Ledger:
         self.commitments = Commitments(self._database)
         self.departures = Departures(self._database)
         self.inventory = Inventory(self._database)
+        self.figures = Figures(self._database)
         self.history = History(self._database)
         self.peers = Peers(self._database)
 

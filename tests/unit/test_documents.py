@@ -42,7 +42,7 @@ def test_the_example_settings_are_the_defaults_and_name_every_key():
     text = (ROOT / "deploy" / "node.example.toml").read_text(encoding="utf-8")
     example, defaults = load(ROOT / "deploy" / "node.example.toml"), Settings()
 
-    for table in ("receive", "completion", "jobs", "delivery", "retention", "labelling"):
+    for table in ("receive", "completion", "jobs", "delivery", "tls", "web", "commitment", "retention", "labelling"):
         assert getattr(example, table) == getattr(defaults, table)
         for key in type(getattr(defaults, table)).model_fields:
             assert re.search(rf"^(# )?{key} = ", text, re.MULTILINE), key
