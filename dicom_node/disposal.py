@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 
 import structlog
 
+from dicom_node.audit import Audit
 from dicom_node.config import Settings
 from dicom_node.errors import Unavailable
 from dicom_node.ledger import Ledger
@@ -39,8 +40,11 @@ class _NotHere(Exception):
 class Disposal:
     """Deletes what may be deleted."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, spool: Spool, *, node_id: str) -> None:
-        """Delete rows of `ledger` and files of `spool` as `settings.retention` says."""
+    def __init__(
+        self, settings: Settings, ledger: Ledger, spool: Spool, *, node_id: str, audit: Audit | None = None
+    ) -> None:
+        """Delete rows of `ledger` and files of `spool` as `settings.retention` says, and tell `audit`."""
+        self._audit = audit or Audit(settings, ledger)
         self._retention = settings.retention
         self._ledger = ledger
         self._spool = spool
@@ -56,6 +60,7 @@ class Disposal:
             is_decided = self._ledger.departures.is_decided(folder.name)
             try:
                 if is_decided:
+                    self._tell(folder)
                     shutil.rmtree(folder)
                 else:
                     log.warning("deletion.undone")
@@ -140,6 +145,12 @@ class Disposal:
             results=departed.results,
             megabytes=round(departed.bytes / 1e6, 1),
         )
+
+    def _tell(self, folder: Path) -> None:
+        """Tell the audit trail of a study whose rows are gone, while its files can still be read."""
+        for study in folder.glob("studies/*"):
+            number = sum(1 for _ in study.rglob("*.dcm"))
+            self._audit.deleted(study.name, {}, reason=f"retention, {number} instances", files=study)
 
     def _left(self) -> list[Path]:
         return sorted(self._departing.iterdir()) if self._departing.is_dir() else []

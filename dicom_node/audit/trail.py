@@ -145,15 +145,18 @@ class Audit:
             event=messages.INSTANCES_TRANSFERRED if shipment.has_begun else messages.BEGIN_TRANSFERRING,
         )
 
-    def deleted(self, study_instance_uid: str, sop_classes: Mapping[str, int], *, reason: str) -> None:
+    def deleted(
+        self, study_instance_uid: str, sop_classes: Mapping[str, int], *, reason: str, files: Path | None = None
+    ) -> None:
         """Report that a study is deleted: instances by SOP Class UID, and why, in words without identity.
 
-        Call it before the first file goes: then the patient can still be read, and a crash leaves no silent deletion.
+        Call it before the first file goes, with the folder that they lie in by now: then the patient can still be
+        read, and a crash leaves no deletion without its message.
         """
-        patient = self._patient_of_study(study_instance_uid)
+        patient = self._patient_of_study(study_instance_uid, files)
         subject = messages.study(study_instance_uid, sop_classes)
         message = messages.deleted(self._clock(), self._node(asks=True), subject, patient, reason)
-        self._report(message, study_instance_uid, instances=sum(sop_classes.values()))
+        self._report(message, study_instance_uid)
 
     def _transferred(
         self,
@@ -265,8 +268,10 @@ class Audit:
     def _wants_patients(self) -> bool:
         return self._outbox is not None and self._table.patient
 
-    def _patient_of_study(self, study_instance_uid: str) -> Patient | None:
-        return patient_of_study(self._storage / "studies" / study_instance_uid) if self._wants_patients else None
+    def _patient_of_study(self, study_instance_uid: str, files: Path | None = None) -> Patient | None:
+        if not self._wants_patients:
+            return None
+        return patient_of_study(files or self._storage / "studies" / study_instance_uid)
 
     def _node(self, role: Code | None = None, *, asks: bool = False, ae_title: str | None = None) -> Participant:
         return messages.node(str(os.getpid()), ae_title or self._ae_title, self._machine, role=role, asks=asks)

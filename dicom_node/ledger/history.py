@@ -72,8 +72,9 @@ class History:
         return self._rows(_select_results().limit(limit))
 
     def events_of(self, uid: str) -> list[Row]:
-        """Return what happened to a study or a series, in order."""
-        return self._rows(select(event).where(_about(event, uid)).order_by(event.c.event_id))
+        """Return what happened to a study or a series, in order, without the lines of the audit trail."""
+        query = select(event).where(_about(event, uid) & event.c.name.not_like("audit.%"))
+        return self._rows(query.order_by(event.c.event_id))
 
     def events_of_job(self, job_id: int) -> list[Row]:
         """Return what happened to one job, in order."""

@@ -266,7 +266,8 @@ def test_a_node_that_is_told_to_promise_nothing_says_so(promising_node, modality
 class Archive:
     """A PACS that stores, is asked to commit, and reports as its script says."""
 
-    def __init__(self, *, report, where="same", offers=True) -> None:
+    def __init__(self, *, report, where="same", offers=True, answers=()) -> None:
+        self.answers = list(answers)  # to the first C-STOREs; 0x0000 to all others
         self.stored: list[str] = []
         self.requests: list[Request] = []
         self.node_port = 0
@@ -286,7 +287,7 @@ class Archive:
 
     def _store(self, event):
         self.stored.append(str(event.request.AffectedSOPInstanceUID))
-        return 0x0000
+        return self.answers.pop(0) if self.answers else 0x0000
 
     def _action(self, event):
         self.requests.append(read_request(event.action_information))
@@ -408,6 +409,19 @@ def test_a_delivery_is_done_when_the_report_on_its_own_association_says_so(archi
     assert node.events()[-3:] == ["job.claimed", "job.handed_over", "job.committed"]
     assert sorted(each.sop_instance_uid for each in pacs.requests[0].references) == BOTH
     assert pacs.statuses == [0x0000]
+
+
+def test_what_a_delivery_sent_and_what_it_did_not_is_in_the_audit_trail(archive, sender):
+    pacs = archive(answers=[0x0000, 0xA700])
+    node = sender(pacs.port)
+
+    node.deliver()
+    node.deliver()
+
+    lines = [each for each in node.ledger.history.audit(limit=100) if each["fields"].get("to", "").startswith("PACS")]
+    told = [(each["fields"]["event"], each["fields"]["indicator"], each["fields"]["instances"]) for each in lines]
+    assert told == [("110102", 0, 2), ("110104", 0, 1), ("110104", 4, 1), ("110102", 0, 2), ("110104", 0, 2)]
+    assert {each["study_instance_uid"] for each in lines} == {uid("study")}
 
 
 @pytest.mark.parametrize("with_roles", [True, False])

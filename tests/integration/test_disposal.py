@@ -123,6 +123,12 @@ def running(tmp_path):
         one.node.stop()
 
 
+def audited(node: Running) -> list[tuple[str, str]]:
+    """What the audit trail says of deletions: the study and why."""
+    lines = [line for line in node.ledger.history.audit(limit=1000) if line["name"] == "audit.dicom_study_deleted"]
+    return [(line["study_instance_uid"], line["fields"]["why"]) for line in lines]
+
+
 def test_a_delivered_study_goes_when_its_days_are_over_with_rows_files_and_a_line_in_the_history(running):
     node = running("days = 30")
     old = node.send("old")
@@ -137,6 +143,7 @@ def test_a_delivered_study_goes_when_its_days_are_over_with_rows_files_and_a_lin
     assert not list((node.storage / "departing").iterdir())
     deleted = node.ledger.history.events_of(old)[-1]
     assert (deleted["name"], deleted["fields"]["instances"], deleted["fields"]["results"]) == ("study.deleted", 3, 1)
+    assert audited(node) == [(old, "retention, 3 instances")]
 
 
 def test_by_default_nothing_ever_goes(running):
@@ -276,8 +283,10 @@ def test_a_crash_anywhere_leaves_the_whole_study_or_none_of_it(running, where, i
         assert len(node.files()) == len(before) - 4
     else:
         assert node.files() == before
+        assert audited(node) == []
         node.later(31)
         assert node.studies() == {young}
+    assert set(uid for uid, _ in audited(node)) == {first}
 
 
 def test_what_arrives_for_a_study_that_is_going_this_moment_is_kept(running):
