@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,12 @@ class NodeProcess:
         lease: float = 5.0,
         node: str = "",
         peer: str = "",
+        port: int | None = None,
     ) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
-        self.port = free_port()
+        self.environment: dict[str, str] = {}
+        self.port = port or free_port()
         self.settings_path = folder / "node.toml"
         self.settings_path.write_text(
             SETTINGS.format(
@@ -107,10 +109,15 @@ class NodeProcess:
         )
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> NodeProcess:
+    def spawn(self) -> None:
+        """Start it without waiting for it."""
         command = [sys.executable, "-m", "dicom_node", "serve", "--settings", str(self.settings_path)]
+        environment = {**os.environ, **self.environment}
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+
+    def start(self) -> NodeProcess:
+        self.spawn()
         wait_for("the node to answer C-ECHO", self.answers, seconds=40)
         return self
 
@@ -139,7 +146,12 @@ class NodeProcess:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(40)
-        for pid in self.children_pids("valkey-server") + self.children_pids("-m workers"):
+        self.kill_children("valkey-server")
+        self.kill_children("-m workers")
+
+    def kill_children(self, word: str) -> None:
+        """kill -9 of the children whose command line has `word` in it."""
+        for pid in self.children_pids(word):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
