@@ -21,6 +21,7 @@ from dicom_node.config import Settings
 from dicom_node.dispatch import QUEUES, Dispatcher
 from dicom_node.disposal import Disposal
 from dicom_node.errors import Unavailable
+from dicom_node.identity import identity
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
 from dicom_node.metrics import CONTENT_TYPE, Metrics
@@ -45,8 +46,9 @@ class Node:
         """Open spool and ledger; nothing listens yet."""
         self._settings = settings
         self._settings_path = settings_path
-        self.node_id = f"{socket.gethostname()}:{settings.node.ae_title}:{settings.node.port}"
-        self._spool = Spool(settings.node.storage, minimum_free=settings.receive.minimum_free_megabytes * _MEGABYTE)
+        node = settings.node
+        self._spool = Spool(node.storage, minimum_free=settings.receive.minimum_free_megabytes * _MEGABYTE)
+        self.node_id = identity(node.storage, host=socket.gethostname(), ae_title=node.ae_title, port=node.port)
         self.ledger = Ledger(settings.ledger_url, migrate=True)
         self._promising = Promising(settings, self.ledger, self._spool)
         intake = Intake(self.ledger, self._spool, node_id=self.node_id)

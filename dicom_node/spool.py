@@ -98,6 +98,13 @@ class Spool:
         self._write(path, b"", content, room=False)
         return str(path), sha256
 
+    def forget_other_results(self, sop_instance_uid: str, path: str) -> None:
+        """Delete the files that other attempts wrote for the result whose one file is `path`."""
+        kept = self.absolute(path)
+        for other in kept.parent.glob(f"{sop_instance_uid}.*.dcm"):
+            if other != kept:
+                other.unlink(missing_ok=True)
+
     def is_intact(self, path: str, *, dataset_sha256: str) -> bool:
         """Return whether a received file is there and its data set is the one with this digest; reads all of it."""
         try:

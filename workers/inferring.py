@@ -19,7 +19,7 @@ from dicom_node.labelling import Context, ModelIdentity, Predecessor, digest_of_
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import StoredInstance
 from dicom_node.ledger.jobs import Job, StoredResult
-from dicom_node.lifecycle import Kind
+from dicom_node.lifecycle import Kind, State
 from dicom_node.manifest import Manifest
 from dicom_node.results import ORDER, Result, encode_all, encoder
 from dicom_node.selfcheck import require_sound
@@ -80,9 +80,12 @@ class Inferring:
                 )
         with watch.stage("keep"):
             stored = [self._keep(*pair) for pair in zip(results, contents, strict=True)]
-        deliveries = self._ledger.jobs.inferred(
-            job, stored, now=time.time(), seconds=watch.seconds, began=watch.began, notes=volume.notes
-        )
+        try:
+            deliveries = self._ledger.jobs.inferred(
+                job, stored, now=time.time(), seconds=watch.seconds, began=watch.began, notes=volume.notes
+            )
+        finally:
+            self._sweep(job, stored)
         self._announce(deliveries)
         log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
 
@@ -95,6 +98,24 @@ class Inferring:
     def close(self) -> None:
         """End the models that live in processes of their own."""
         self._bundles.close()
+
+    def _sweep(self, job: Job, made: Sequence[StoredResult]) -> None:
+        """Delete what attempts wrote in vain: where the ledger has a result, other files of its UID are nobody's.
+
+        Without a row they stay: they may be another worker's, which has the job now and is about to record them.
+        """
+        try:
+            paths = {
+                row["sop_instance_uid"]: row["path"] for row in self._ledger.history.results_of(job.series_instance_uid)
+            }
+            current = self._ledger.jobs.get(job.job_id)
+            for result in made:
+                if result.sop_instance_uid in paths:
+                    self._spool.forget_other_results(result.sop_instance_uid, paths[result.sop_instance_uid])
+                elif current is not None and current.state is State.CANCELLED:
+                    self._spool.absolute(result.path).unlink(missing_ok=True)
+        except (Unavailable, OSError) as error:
+            log.warning("results.not_swept", error=type(error).__name__)
 
     def _announce(self, deliveries: Sequence[int]) -> None:
         """Have the results sent at once; without a broker the node's sweep does it, a little later."""

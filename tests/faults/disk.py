@@ -48,7 +48,7 @@ Change = tuple[str, Node | None, bool]
 
 
 class Disk:
-    """Follows a journal. POSIX at its strictest: bytes last after fsync of their file, names after fsync of their folder."""
+    """Follows a journal, strict as POSIX: bytes last after fsync of their file, names after fsync of their folder."""
 
     def __init__(self) -> None:
         self.names: Names = {}  # as the running system sees them

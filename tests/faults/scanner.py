@@ -54,12 +54,14 @@ class Scanner(threading.Thread):
         chance: random.Random | None = None,
         ticks: Callable[[], int] = lambda: 0,
         pause: float = 0.3,
+        timeout: float = 8.0,
         name: str = "SCANNER",
     ) -> None:
         """With `chance`: in any order, on several associations, and some instances twice."""
         super().__init__(daemon=True, name=name)
         self._port, self._studies = port, studies
         self._chance, self._ticks, self._pause = chance, ticks, pause
+        self._timeout = timeout
         self._given_up = threading.Event()
         self.acknowledged: dict[str, Acknowledged] = {}
         self.refused: dict[int, int] = {}  # status to number
@@ -92,7 +94,7 @@ class Scanner(threading.Thread):
         entity = AE(ae_title=self.name[:16])
         entity.connection_timeout = 2.0
         entity.acse_timeout = 10.0
-        entity.dimse_timeout = entity.network_timeout = 60.0
+        entity.dimse_timeout = entity.network_timeout = self._timeout
         entity.add_requested_context(CT, EXPLICIT)
         association = entity.associate("127.0.0.1", self._port)
         if not association.is_established:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.ledger import Ledger
 from dicom_node.spool import dataset_digest
 from tests.faults import promises
 from tests.faults.archive import Archive, Received

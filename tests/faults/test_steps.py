@@ -165,5 +165,3 @@ def start_despite(running, shim: Shim) -> Keeper:
     shim.disarm()
     wait_for("the node to come back", running.answers, seconds=60)
     return keeper
-
-
