@@ -40,14 +40,12 @@ class _NotHere(Exception):
 class Disposal:
     """Deletes what may be deleted."""
 
-    def __init__(
-        self, settings: Settings, ledger: Ledger, spool: Spool, *, node_id: str, audit: Audit | None = None
-    ) -> None:
-        """Delete rows of `ledger` and files of `spool` as `settings.retention` says, and tell `audit`."""
-        self._audit = audit or Audit(settings, ledger)
+    def __init__(self, settings: Settings, ledger: Ledger, spool: Spool, audit: Audit, *, node_id: str) -> None:
+        """Delete rows of `ledger` and files of `spool` as `settings.retention` says; report it to `audit`."""
         self._retention = settings.retention
         self._ledger = ledger
         self._spool = spool
+        self._audit = audit
         self._node_id = node_id
         self._departing = spool.storage / "departing"
         self._round_at = float("-inf")
@@ -56,18 +54,30 @@ class Disposal:
 
     def recover(self) -> None:
         """Finish what an earlier life, or a ledger that was away, left undone."""
-        for folder in self._left():
-            is_decided = self._ledger.departures.is_decided(folder.name)
+        for folder in sorted(self._departing.iterdir()) if self._departing.is_dir() else ():
+            departed = self._ledger.departures.departed(folder.name)
             try:
-                if is_decided:
-                    self._tell(folder)
-                    shutil.rmtree(folder)
+                if departed is not None:
+                    self._finish(departed, folder)
                 else:
                     log.warning("deletion.undone")
                     _put_back(folder, self._spool.storage)
             except OSError as error:
                 raise Unavailable(f"The files of a deletion cannot be moved: {error.strerror}") from error
         self._ledger.departures.files_are_gone(node_id=self._node_id)
+
+    def _finish(self, departed: Departed, folder: Path) -> None:
+        """Report a deletion whose rows are gone, and delete its files; a crash in between reports it twice."""
+        reason = {
+            Ground.AGE: "older than retention.days",
+            Ground.FREE_SPACE: "free space below retention.free_megabytes",
+        }
+        uid = departed.study_instance_uid
+        self._audit.deleted(uid, departed.sop_classes, reason=reason[departed.ground], files=folder)
+        shutil.rmtree(folder)
+        log.info(
+            "study.deleted", study_instance_uid=uid, ground=departed.ground, files=sum(departed.sop_classes.values())
+        )
 
     def tick(self, *, now: float) -> int:
         """Delete what is due, at most once a minute and a few studies; return how many."""
@@ -132,28 +142,7 @@ class Disposal:
         except OSError as error:
             raise Unavailable(f"A study cannot be deleted: {error.strerror}") from error
         self.recover()
-        if departed is not None:
-            self._deleted(departed)
         return departed is not None
-
-    def _deleted(self, departed: Departed) -> None:
-        log.info(
-            "study.deleted",
-            study_instance_uid=departed.study_instance_uid,
-            ground=departed.ground.value,
-            instances=departed.instances,
-            results=departed.results,
-            megabytes=round(departed.bytes / 1e6, 1),
-        )
-
-    def _tell(self, folder: Path) -> None:
-        """Tell the audit trail of a study whose rows are gone, while its files can still be read."""
-        for study in folder.glob("studies/*"):
-            number = sum(1 for _ in study.rglob("*.dcm"))
-            self._audit.deleted(study.name, {}, reason=f"retention, {number} instances", files=study)
-
-    def _left(self) -> list[Path]:
-        return sorted(self._departing.iterdir()) if self._departing.is_dir() else []
 
     # -- what has no study ----------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ class Node:
             catalogue=settings.catalogue(),
         )
         self._dispatcher = Dispatcher(settings, self.ledger)
-        self._disposal = Disposal(settings, self.ledger, self._spool, node_id=self.node_id, audit=self._audit)
+        self._disposal = Disposal(settings, self.ledger, self._spool, self._audit, node_id=self.node_id)
         self._children: list[Child] = []
         self._web: Web | None = None
         self._stop = threading.Event()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, or_, select
+from sqlalchemy import Connection, Table, case, delete, func, or_, select
 
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
@@ -29,14 +30,11 @@ _COMMITTED = "committed"
 
 @dataclass(frozen=True, slots=True)
 class Departed:
-    """A study that the ledger does not know any more."""
+    """A study that the ledger does not know any more; its files may still be there."""
 
     study_instance_uid: str
     ground: Ground
-    series: int
-    instances: int
-    results: int
-    bytes: int
+    sop_classes: Mapping[str, int]  # how many instances and results of each SOP Class UID
 
 
 class Departures:
@@ -72,7 +70,7 @@ class Departures:
         """Delete every row of a study and record that it was, in one transaction; None where `judge` says no now.
 
         `set_aside` is called with the paths of instances and of results, just before the commit: where it raises,
-        nothing is deleted. Afterwards `is_decided` says of its `deletion_id` whether the rows are gone.
+        nothing is deleted. Afterwards `departed` says of its `deletion_id` whether the rows are gone.
         """
         uid = study_instance_uid
         with self._database.writing() as connection:
@@ -85,30 +83,24 @@ class Departures:
             ground = judge(found[0]) if found else None
             if ground is None:
                 return None
-            instances = connection.execute(
-                select(instance.c.path, instance.c.size).where(instance.c.series_instance_uid.in_(mine))
-            ).all()
-            results = connection.execute(select(result.c.path, result.c.size).where(result.c.job_id.in_(jobs))).all()
-            departed = Departed(
-                uid,
-                ground,
-                series=connection.execute(select(func.count()).select_from(mine.subquery())).scalar_one(),
-                instances=len(instances),
-                results=len(results),
-                bytes=sum(row.size for row in (*instances, *results)),
-            )
+            instances = connection.execute(_files(instance).where(instance.c.series_instance_uid.in_(mine))).all()
+            results = connection.execute(_files(result).where(result.c.job_id.in_(jobs))).all()
+            files = [*instances, *results]
+            departed = Departed(uid, ground, Counter(row.sop_class_uid for row in files))
+            fields = {"instances": len(instances), "results": len(results), "bytes": sum(row.size for row in files)}
             _delete_rows(connection, mine, jobs)
-            connection.execute(deletion.insert().values(deletion_id=deletion_id, node_id=node_id, started_at=now))
-            fields = {name: getattr(departed, name) for name in ("series", "instances", "results", "bytes")}
+            values = {name: getattr(departed, name) for name in Departed.__slots__}
+            connection.execute(deletion.insert().values(deletion_id=deletion_id, node_id=node_id, **values))
             write_event(connection, "study.deleted", now, Subject(uid), ground=ground, **fields)
             set_aside([row.path for row in instances], [row.path for row in results])
             return departed
 
-    def is_decided(self, deletion_id: str) -> bool:
-        """Return whether the rows of a deletion are gone, and its files have to follow."""
-        query = select(deletion.c.deletion_id).where(deletion.c.deletion_id == deletion_id)
+    def departed(self, deletion_id: str) -> Departed | None:
+        """Return the study of a deletion whose rows are gone and whose files have to follow; None where they stay."""
+        query = select(*(deletion.c[name] for name in Departed.__slots__))
         with self._database.reading() as connection:
-            return connection.execute(query).scalar() is not None
+            row = connection.execute(query.where(deletion.c.deletion_id == deletion_id)).one_or_none()
+        return None if row is None else Departed(row.study_instance_uid, Ground(row.ground), row.sop_classes)
 
     def files_are_gone(self, *, node_id: str) -> None:
         """Forget this node's deletions: no file of theirs is left."""
@@ -142,6 +134,10 @@ class Departures:
         with self._database.writing() as connection:
             ended = commitment_request.c.ended_at < before
             return connection.execute(delete(commitment_request).where(ended)).rowcount
+
+
+def _files(table: Table) -> Any:
+    return select(table.c.sop_class_uid, table.c.path, table.c.size)
 
 
 def _delete_rows(connection: Connection, mine: Any, jobs: Any) -> None:

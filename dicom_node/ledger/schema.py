@@ -161,7 +161,9 @@ deletion = Table(
     # a study whose rows are gone and whose files are about to go
     Column("deletion_id", String(32), primary_key=True),  # the name of the folder that they were moved to
     Column("node_id", String(64), nullable=False, index=True),
-    Column("started_at", Double, nullable=False),
+    Column("study_instance_uid", _UID, nullable=False),
+    Column("ground", String(16), nullable=False),  # see `retention.Ground`
+    Column("sop_classes", JSON, nullable=False),  # how many instances and results of each SOP Class UID
 )
 
 acceptance = Table(

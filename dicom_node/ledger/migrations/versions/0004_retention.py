@@ -18,7 +18,9 @@ def upgrade() -> None:
         "deletion",
         sa.Column("deletion_id", sa.String(length=32), nullable=False),
         sa.Column("node_id", sa.String(length=64), nullable=False),
-        sa.Column("started_at", sa.Double(), nullable=False),
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("ground", sa.String(length=16), nullable=False),
+        sa.Column("sop_classes", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("deletion_id", name=op.f("pk_deletion")),
     )
     op.create_index(op.f("ix_deletion_node_id"), "deletion", ["node_id"], unique=False)
