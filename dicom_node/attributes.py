@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydicom import Dataset, dcmread
-from pydicom.datadict import keyword_for_tag
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 
+from dicom_node import rations
 from dicom_node.errors import InputRefused, Unavailable
 from dicom_node.routing import CALLING_AE_TITLE
 
 _NOT_TEXT = frozenset({"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"})
+_LONGEST = 1 << 16  # bytes of a value that a route may ask about
+_ITEMS = 100_000  # of sequences, which are passed over: the node reads this itself, and has other things to do
 
 
 def attributes_of(dataset: Dataset, calling_ae_title: str = "") -> dict[str, tuple[str, ...]]:
@@ -29,11 +33,18 @@ def _elements(dataset: Dataset) -> Iterator[tuple[str, tuple[str, ...]]]:
         if not keyword:
             continue
         try:
+            raw = dataset.get_item(tag, keep_deferred=True)
+            if isinstance(raw, RawDataElement) and (raw.length > _LONGEST or _vr(raw) in _NOT_TEXT):
+                continue  # to look at a sequence is to make objects of all that is in it
             element = dataset[tag]
         except Exception:  # noqa: S112 - a malformed element matches nothing
             continue
         if element.VR not in _NOT_TEXT:
             yield keyword, _texts(element.value)
+
+
+def _vr(raw: RawDataElement) -> str:
+    return raw.VR or dictionary_VR(raw.tag)
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -45,12 +56,14 @@ def _texts(value: object) -> tuple[str, ...]:
 def read_attributes(path: Path, calling_ae_title: str = "") -> dict[str, tuple[str, ...]]:
     """Read the header of a Part 10 file; raise InputRefused where it is none, Unavailable where the disk is away."""
     try:
-        dataset = dcmread(path, stop_before_pixels=True)
+        dataset = rations.read(path, items=_ITEMS, stop_before_pixels=True, defer_size=_LONGEST)
         return attributes_of(dataset, calling_ae_title)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputRefused(f"{path}: {error.strerror}") from error
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}") from error
+    except InputRefused as error:
+        raise InputRefused(f"{path}: {error}") from error
     except Exception as error:
         # pydicom answers a broken file with whatever exception comes first
         raise InputRefused(f"{path}: not a readable DICOM file ({type(error).__name__})") from error

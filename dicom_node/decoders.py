@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from pydicom.pixels.utils import get_expected_length, iter_pixels
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGExtended12Bit, SecondaryCaptureImageStorage
 
 from dicom_node.errors import InputRefused
+from dicom_node.rations import Rationed, require_no_larger
 
 _LONGEST = 120.0  # seconds for one call of DCMTK
 _PROGRESSIVE = ("1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")  # retired, still in archives
@@ -31,6 +32,7 @@ _NEWER: Mapping[str, str] = {  # than pydicom's dictionary
     "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
     "1.2.840.10008.1.2.1.98": "Encapsulated Uncompressed Explicit VR Little Endian",
 }
+_PIXEL_DATA_HEAD = 12  # bytes: tag, VR and length of an encapsulated value
 _DESCRIPTION = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -67,6 +69,9 @@ def _decoder(header: Dataset) -> Callable[[Path, Dataset, Sequence[int]], list[n
 
 
 def _by_pydicom(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
+    syntax = _syntax(header)
+    if syntax.is_transfer_syntax and syntax.is_encapsulated:
+        compressed_frames(path, header, indices)  # decoders make room for what a frame says of itself
     return [np.asarray(frame) for frame in iter_pixels(path, indices=list(indices))]
 
 
@@ -89,7 +94,7 @@ def _by_dcmtk(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.N
         )
     excerpt = _described(header, _syntax(header))
     excerpt.NumberOfFrames = len(indices)
-    excerpt.PixelData = encapsulate(_frames(path, header, indices))
+    excerpt.PixelData = encapsulate(compressed_frames(path, header, indices))
     excerpt["PixelData"].VR, excerpt["PixelData"].is_undefined_length = "OB", True
     with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:  # of mode 0700
         packed, plain = Path(folder) / "packed.dcm", Path(folder) / "plain.dcm"
@@ -142,7 +147,7 @@ def _by_unpacking(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
     made = _described(header, ExplicitVRLittleEndian)
     length = get_expected_length(made)
     values = []
-    for frame in _frames(path, header, indices):
+    for frame in compressed_frames(path, header, indices):
         plain = unpack(frame, length)
         if len(plain) < length:
             raise InputRefused(f"pixels in {syntax_name(header)} cannot be decoded: a frame ends too early")
@@ -155,13 +160,27 @@ def _by_unpacking(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
 # -- frames of a file ---------------------------------------------------------------------------------------------
 
 
-def _frames(path: Path, header: Dataset, indices: Sequence[int]) -> list[bytes]:
-    """Return some of a file's encapsulated frames as they are."""
+def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> list[bytes]:
+    """Return some of a file's encapsulated frames as they are; nothing else of its pixels is read.
+
+    Raises:
+        InputRefused: a frame says that it is larger than its image.
+    """
     tables = ["ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
-    whole = dcmread(path, specific_tags=["PixelData", *tables])
-    offsets = tuple(whole[table].value for table in tables) if tables[0] in whole else None
     count = int(header.get("NumberOfFrames") or 1)
-    return [get_frame(whole.PixelData, index, number_of_frames=count, extended_offsets=offsets) for index in indices]
+    with path.open("rb") as file:
+        rationed = cast(BinaryIO, Rationed(file))
+        before = dcmread(rationed, stop_before_pixels=True, specific_tags=list(tables))
+        offsets = tuple(before[table].value for table in tables) if tables[0] in before else None
+        file.seek(_PIXEL_DATA_HEAD, os.SEEK_CUR)
+        start = file.tell()
+        frames = []
+        for index in indices:
+            file.seek(start)
+            frames.append(get_frame(file, index, number_of_frames=count, extended_offsets=offsets))
+    for frame in frames:
+        require_no_larger(frame, int(header.get("Rows") or 0) * int(header.get("Columns") or 0))
+    return frames
 
 
 def _described(header: Dataset, syntax: str) -> Dataset:

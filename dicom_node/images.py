@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
+from dicom_node import rations
 from dicom_node.decoders import stored_values, syntax_name
 from dicom_node.errors import InputRefused, NotApplicable
 from dicom_node.findings import Reason
@@ -29,7 +30,7 @@ def read_source(paths: Sequence[Path]) -> Source:
     frames = tuple(
         SourceFrame(instance, number)
         for instance, (header, _) in enumerate(headers)
-        for number in range(1, int(header.get("NumberOfFrames") or 1) + 1)
+        for number in range(1, max(1, int(header.get("NumberOfFrames") or 1)) + 1)
     )
     return source_of([header for header, _ in headers], [path for _, path in headers], frames)
 
@@ -43,7 +44,8 @@ def source_of(headers: Iterable[Dataset], paths: Iterable[Path], frames: Iterabl
         header = datasets[place.instance]
         (stored,) = decoded(files[place.instance], header, [place.frame_number - 1])
         if str(header.get("PhotometricInterpretation")) == "PALETTE COLOR":
-            coloured = apply_color_lut(stored, header)
+            with rations.understood():
+                coloured = apply_color_lut(stored, header)
             return coloured if coloured.dtype == np.uint8 else (coloured >> 8).astype(np.uint8)
         return stored
 
@@ -73,7 +75,7 @@ def _has_pixels(path: Path) -> bool:
     """Return whether a file has pixel data; a file that ends too early had some."""
     keywords = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
     try:
-        read = dcmread(path, specific_tags=list(keywords), defer_size=1024)
+        read = rations.read(path, specific_tags=list(keywords), defer_size=1024)
     except Exception:
         return True  # what it is that cannot be read, the decoder has said already
     return any(keyword in read for keyword in keywords)
@@ -81,7 +83,11 @@ def _has_pixels(path: Path) -> bool:
 
 def _header(path: Path) -> Dataset:
     try:
-        return dcmread(path, stop_before_pixels=True)
+        header = rations.read(path, stop_before_pixels=True)
+        rations.require_plausible(header, path.stat().st_size)
+        return header
+    except InputRefused:
+        raise
     except Exception as error:
         # pydicom answers a broken file with whatever exception comes first
         raise InputRefused(f"an instance cannot be read: {type(error).__name__}") from error
@@ -96,4 +102,12 @@ def _rank(header: Dataset) -> tuple[float, int, str]:
     except Exception:
         # absent, or of no kind at all: pydicom converts on access, with an exception of its own for each
         along = 0.0
-    return along, int(header.get("InstanceNumber") or 0), str(header.get("SOPInstanceUID"))
+    return along, number_of(header), str(header.get("SOPInstanceUID"))
+
+
+def number_of(header: Dataset) -> int:
+    """Return the Instance Number; 0 where there is none, or none that is a number."""
+    try:
+        return int(header.get("InstanceNumber") or 0)
+    except Exception:
+        return 0

@@ -18,6 +18,8 @@ from dicom_node import tally
 
 FORBIDDEN = frozenset({"patient_name", "patient_id", "patient_birth_date", "accession_number"})
 
+_PLACES = 10
+
 
 def configure(*, verbose: bool = False) -> None:
     """Set up logging for a process: readable lines on a terminal, JSON otherwise, on standard error."""
@@ -76,6 +78,8 @@ def _with_trace(_logger: object, _method: str, event: structlog.typing.EventDict
     lines: list[str] = []
     while isinstance(error, BaseException):
         places = traceback.extract_tb(error.__traceback__)
+        if len(places) > 2 * _PLACES:  # of an endless recursion the beginning and the end
+            places[_PLACES:-_PLACES] = []
         lines.append(type(error).__qualname__ + "".join(f"\n  {at.filename}:{at.lineno} {at.name}" for at in places))
         error = error.__cause__ or error.__context__
     if lines:

@@ -15,7 +15,7 @@ from pydicom.pixels.processing import apply_modality_lut
 
 from dicom_node.errors import NotApplicable
 from dicom_node.findings import Reason
-from dicom_node.images import source_of
+from dicom_node.images import number_of, source_of
 from dicom_node.source import Source, SourceFrame, flat
 from workers.prediction import Grid
 
@@ -39,7 +39,7 @@ def frames_of(paths: Sequence[Path], headers: Sequence[Dataset], pool: ThreadPoo
     places = [
         SourceFrame(place, frame)
         for place, number in enumerate(used)
-        for frame in range(1, int(headers[number].get("NumberOfFrames") or 1) + 1)
+        for frame in range(1, max(1, int(headers[number].get("NumberOfFrames") or 1)) + 1)
     ]
     source = source_of([headers[number] for number in used], [paths[number] for number in used], places)
     pixels = source.pixels
@@ -51,7 +51,7 @@ def frames_of(paths: Sequence[Path], headers: Sequence[Dataset], pool: ThreadPoo
 
 
 def _rank(header: Dataset) -> tuple[int, str]:
-    return int(header.get("InstanceNumber") or 0), str(header.get("SOPInstanceUID"))
+    return number_of(header), str(header.get("SOPInstanceUID"))
 
 
 def _size(header: Dataset) -> tuple[int, int, int]:

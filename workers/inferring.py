@@ -21,6 +21,7 @@ from dicom_node.ledger.arrivals import StoredInstance
 from dicom_node.ledger.jobs import Job, StoredResult
 from dicom_node.lifecycle import Kind, State
 from dicom_node.manifest import Manifest
+from dicom_node.rations import understood
 from dicom_node.results import ORDER, Result, encode_all, encoder
 from dicom_node.selfcheck import require_sound
 from dicom_node.spool import Spool
@@ -53,7 +54,7 @@ class Inferring:
         watch = Stopwatch()
         model = read_model(self._settings.node.models / job.model)
         manifest = model.manifest
-        with watch.stage("load"):
+        with watch.stage("load"), understood():
             chosen = self._choosing(job, model)
         volume = chosen.volume
         lease.report(_LOADED)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import UID
 
+from dicom_node import rations
 from dicom_node.errors import InputRefused
 
 _SAME_ORIENTATION = 1e-3  # of a direction cosine; what viewers, too, take for the same
@@ -91,8 +92,11 @@ class Slice:
 def read_header(path: Path) -> Dataset:
     """Read a header without pixel data; raise InputRefused where it cannot be read or lacks its names."""
     try:
-        header = dcmread(path, stop_before_pixels=True)
+        header = rations.read(path, stop_before_pixels=True)
         names = [header[keyword].value for keyword in _NAMES]
+        rations.require_plausible(header, path.stat().st_size)
+    except InputRefused:
+        raise
     except Exception as error:
         # pydicom answers a broken file with whatever exception comes first
         raise InputRefused(f"an instance cannot be read: {type(error).__name__}") from error

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import RLELossless
+from pydicom.uid import UID, RLELossless
 from pynetdicom import AE, _config, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.status import code_to_category
 
+from dicom_node import rations
 from dicom_node.commitment import STORAGE_COMMITMENT, Reference
 from dicom_node.config import DeliveryTable, Peer
+from dicom_node.decoders import compressed_frames
 from dicom_node.errors import PeerBusy, PeerRefused, PeerUnreachable, Refused
+from dicom_node.rations import understood
 from dicom_node.services import (
     RESULT_SOP_CLASSES,
     RESULT_TRANSFER_SYNTAXES,
@@ -49,6 +52,8 @@ class Parcel:
         try:
             meta = read_file_meta_info(path)
             named = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
+            if not all(isinstance(uid, UID) and uid.is_valid for uid in named):
+                raise ValueError("not a UID")
         except Exception as error:
             # pydicom answers a file of another kind with whatever exception comes first
             raise Refused(f"{path}: not a DICOM file (PS3.10)") from error
@@ -233,20 +238,25 @@ def _send(association: Association, parcel: Parcel) -> int:
         raise PeerRefused(f"the peer accepts no presentation context for SOP Class {parcel.sop_class_uid}")
     # a file in an accepted syntax goes out byte by byte; only a peer without it gets it re-encoded
     _config.STORE_SEND_CHUNKED_DATASET = as_it_is
+    what: Any = parcel.path if as_it_is else _plain(parcel.path)
     try:
-        what: Any = parcel.path if as_it_is else _plain(parcel.path)
         response = association.send_c_store(what)
     except (RuntimeError, ValueError, OSError) as error:
         raise PeerBusy(f"the association broke: {type(error).__name__}") from error
+    except AttributeError as error:
+        raise Refused("the file's data set lacks the UIDs that C-STORE names it by") from error
     return _judge(response, "C-STORE")
 
 
 def _plain(path: Path) -> Dataset:
     """Return a file's dataset without compression; pynetdicom writes it in the syntax that was accepted."""
-    dataset = dcmread(path)
-    if dataset.file_meta.TransferSyntaxUID.is_compressed:
-        dataset.decompress(generate_instance_uid=False)
-    return dataset
+    with understood():
+        dataset = rations.read(path)
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            rations.require_plausible(dataset, path.stat().st_size)
+            compressed_frames(path, dataset, range(int(dataset.get("NumberOfFrames") or 1)))
+            dataset.decompress(generate_instance_uid=False)
+        return dataset
 
 
 def _judge(response: Any, service: str) -> int:
