@@ -20,8 +20,8 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import get_expected_length, iter_pixels
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGExtended12Bit, SecondaryCaptureImageStorage
 
+from dicom_node import rations
 from dicom_node.errors import InputRefused
-from dicom_node.rations import Rationed, require_no_larger
 
 _LONGEST = 120.0  # seconds for one call of DCMTK
 _PROGRESSIVE = ("1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")  # retired, still in archives
@@ -70,6 +70,8 @@ def _decoder(header: Dataset) -> Callable[[Path, Dataset, Sequence[int]], list[n
 
 def _by_pydicom(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
     syntax = _syntax(header)
+    if syntax in rations.DEFLATED:
+        return [np.asarray(frame) for frame in iter_pixels(rations.read(path), indices=list(indices))]
     if syntax.is_transfer_syntax and syntax.is_encapsulated:
         compressed_frames(path, header, indices)  # decoders make room for what a frame says of itself
     return [np.asarray(frame) for frame in iter_pixels(path, indices=list(indices))]
@@ -169,7 +171,7 @@ def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> li
     tables = ["ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
     count = int(header.get("NumberOfFrames") or 1)
     with path.open("rb") as file:
-        rationed = cast(BinaryIO, Rationed(file))
+        rationed = cast(BinaryIO, rations.Rationed(file))
         before = dcmread(rationed, stop_before_pixels=True, specific_tags=list(tables))
         offsets = tuple(before[table].value for table in tables) if tables[0] in before else None
         file.seek(_PIXEL_DATA_HEAD, os.SEEK_CUR)
@@ -179,7 +181,7 @@ def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> li
             file.seek(start)
             frames.append(get_frame(file, index, number_of_frames=count, extended_offsets=offsets))
     for frame in frames:
-        require_no_larger(frame, int(header.get("Rows") or 0) * int(header.get("Columns") or 0))
+        rations.require_no_larger(frame, int(header.get("Rows") or 0) * int(header.get("Columns") or 0))
     return frames
 
 

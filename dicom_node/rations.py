@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -34,7 +34,7 @@ _ANY_FRAME = 1 << 26  # bytes of a frame that even the smallest file may claim: 
 _ANY_FRAMES = 1 << 30  # of all its frames
 _MOST_COMPRESSED = 1000  # beyond these: bytes that one byte of the file may claim
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # the tag of an item, little and big endian
-_DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})  # JPIP
+DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})  # JPIP
 _PIECE = 1 << 20
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream; in a JP2 file after some boxes
 _LONGEST_BOXES = 1 << 16
@@ -59,8 +59,10 @@ def read(path: Path, *, items: int = MAXIMUM_ITEMS, **options: Any) -> Dataset:
         rationed = Rationed(plain, items=items)
         try:
             dataset = dcmread(cast(BinaryIO, rationed), **options)
-        except Exception:
+        except Exception as error:
             rationed.require_not_exceeded()  # pydicom makes another error of one that comes up in a sequence
+            if isinstance(error, OSError) and error.errno is None:
+                raise InputRefused("the data set ends where an element should begin") from error  # pydicom's, no disk's
             raise
     if meta is not None:
         dataset.file_meta = meta
@@ -131,12 +133,12 @@ def _inflated(file: BinaryIO) -> tuple[FileMetaDataset | None, BinaryIO]:
     meta = _read_file_meta_info(rationed)
     start = file.tell()
     file.seek(0)
-    if meta.get("TransferSyntaxUID") not in _DEFLATED:
+    if meta.get("TransferSyntaxUID") not in DEFLATED:
         return None, file
     file.seek(start)
     made = DicomBytesIO()
     made.write(b"\0" * 128 + b"DICM")
-    as_if = copy(meta)
+    as_if = deepcopy(meta)
     as_if.TransferSyntaxUID = ExplicitVRLittleEndian
     write_file_meta_info(made, as_if)
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)

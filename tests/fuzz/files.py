@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
@@ -195,7 +196,8 @@ def _with_raw(keyword: str, value: bytes) -> bytes:
     tag = Tag(tag_for_keyword(keyword) or 0)
     dataset._dict[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)  # type: ignore[index]
     buffer = BytesIO()
-    as_file(dataset).save_as(buffer, enforce_file_format=True)
+    with warnings.catch_warnings(action="ignore"):
+        as_file(dataset).save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
