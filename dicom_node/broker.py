@@ -99,13 +99,22 @@ def connect(settings: Settings) -> redis.Redis:
     return redis.Redis(unix_socket_path=str(socket_path(settings)), **options)
 
 
+def require_answer(settings: Settings) -> None:
+    """Return when the broker answers; raise BrokerUnavailable that says why it does not, within seconds."""
+    try:
+        with connect(settings) as client:
+            client.ping()
+    except (redis.RedisError, OSError) as error:
+        raise BrokerUnavailable(explained(error)) from error
+
+
 def answers(settings: Settings) -> bool:
     """Return whether the broker answers, within seconds."""
     try:
-        with connect(settings) as client:
-            return bool(client.ping())
-    except (redis.RedisError, OSError):
+        require_answer(settings)
+    except BrokerUnavailable:
         return False
+    return True
 
 
 def explained(error: BaseException) -> str:

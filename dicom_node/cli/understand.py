@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from dicom_node.attributes import read_attributes
+from dicom_node.broker import require_answer
+from dicom_node.cli.advising import advice
 from dicom_node.cli.console import JsonOption, SettingsOption, console, print_json, settings_from, table
 from dicom_node.config import Settings
 from dicom_node.conformance import statement
@@ -18,6 +21,7 @@ from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.results.typeface import undrawable
 from dicom_node.routing import Attributes, Route, mismatches
+from dicom_node.tls import server_context
 
 
 def explain(
@@ -69,13 +73,19 @@ def _show(answer: Any) -> None:
 
 
 def check(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """Check settings, models, storage, ledger and peers. Exits with 1 where something is wrong."""
+    """Check settings, models, storage, ledger, broker, certificates and peers; advise where more safety is to be had.
+
+    Exits with 1 where something is wrong.
+    """
     loaded = settings_from(settings)
     findings = [(what, _outcome(test)) for what, test in _tests(loaded)]
+    better = list(advice(loaded, settings))
     if as_json:
-        print_json([{"what": what, "problem": problem} for what, problem in findings])
+        lines = [{"what": what, "problem": problem, "advice": None} for what, problem in findings]
+        print_json(lines + [{"what": what, "problem": None, "advice": text} for what, text in better])
     else:
         rows = [[what, f"[red]{problem}[/red]" if problem else "[green]fine[/green]"] for what, problem in findings]
+        rows += [[what, f"[yellow]{escape(text)}[/yellow]"] for what, text in better]
         console.print(table("Check", ["what", "how"], rows))
     raise typer.Exit(1 if any(problem for _, problem in findings) else 0)
 
@@ -87,6 +97,10 @@ def _tests(settings: Settings) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "labelling", lambda: _require_fonts(settings)
     yield "storage", lambda: _require_storage(settings)
     yield "ledger", lambda: Ledger(settings.ledger_url, migrate=True).close()
+    if settings.node.broker:
+        yield "broker", lambda: require_answer(settings)
+    if settings.tls.is_on:
+        yield "tls", lambda: server_context(settings.tls)
     for name, peer in settings.peer.items():
         yield (
             f"peer {name}",

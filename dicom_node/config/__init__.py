@@ -14,7 +14,7 @@ from dicom_node.config.explaining import explained
 from dicom_node.config.settings import Settings
 from dicom_node.config.tables import AuditTable, CompletionTable, DeliveryTable, Peer, TlsTable
 from dicom_node.errors import SettingsError
-from dicom_node.expansion import expand
+from dicom_node.expansion import expand, withheld
 
 __all__ = [
     "CANDIDATES",
@@ -56,15 +56,17 @@ def parse(text: str, *, where: str = "node.toml", base: Path = Path()) -> Settin
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{where}: not TOML: {error}") from error
-    data = expand(data, where=where, base=base)
+    secrets: set[str] = set()
+    data = expand(data, where=where, base=base, found=secrets)
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
-        raise SettingsError("\n".join(f"{where}: {line}" for line in explained(error))) from error
+        lines = [withheld(line, secrets) for line in explained(error)]
+        raise SettingsError("\n".join(f"{where}: {line}" for line in lines)) from None  # the cause quotes its input
     settings = _with_absolute_folders(settings, base)
     problems = [*_broken_references(settings), *_contradictions(settings)]
     if problems:
-        raise SettingsError("\n".join(f"{where}: {line}" for line in problems))
+        raise SettingsError("\n".join(f"{where}: {withheld(line, secrets)}" for line in problems))
     return settings
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, make_url, select, text
@@ -64,9 +65,17 @@ def _availability() -> Iterator[None]:
         yield
     except DBAPIError as error:
         # the statement and its parameters stay out of the message: they may be logged
-        raise LedgerUnavailable(f"The ledger does not answer: {type(error.orig).__name__}") from error
+        raise LedgerUnavailable(f"The ledger does not answer: {_reason(error)}") from error
     except SQLAlchemyError as error:
         raise LedgerUnavailable(f"The ledger does not answer: {type(error).__name__}") from error
+
+
+def _reason(error: DBAPIError) -> str:
+    """Return why; where there was no connection, in the words of the database: none of them is from an image."""
+    if error.statement is not None or not isinstance(error.orig, psycopg.OperationalError):
+        return type(error.orig).__name__
+    told = " ".join(str(error.orig).rpartition(" failed: ")[2].split())
+    return f"node.ledger: {told[:200]}"
 
 
 def open_database(url: str, *, migrate: bool = False) -> Database:
