@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -244,6 +245,59 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
+
+
+class Postgres:
+    """A PostgreSQL server of its own with its defaults, on a Unix socket and on `address`; a context manager."""
+
+    def __init__(self, folder: Path, *, address: str = "") -> None:
+        """Keep data in `folder`, which is made; `address` is what to listen on besides the socket."""
+        self._bin = _postgres_programs()
+        self._runner: list[str] = []
+        folder.mkdir(parents=True)
+        if os.geteuid() == 0:
+            self._runner = [find("runuser", "util-linux"), "-u", "postgres", "--"]
+            shutil.chown(folder, "postgres")
+        self.port = free_port()
+        self._address = address
+        self._data = folder / "data"
+        self._socket = Path(tempfile.mkdtemp(prefix="bench-pg-"))  # a socket's path may have 107 bytes
+        if self._runner:
+            shutil.chown(self._socket, "postgres")
+
+    def __enter__(self) -> Postgres:
+        """Make a cluster and start it."""
+        self._run("initdb", "-D", str(self._data), "-U", "node", "-A", "trust", "-E", "UTF8")
+        options = f"-c listen_addresses='{self._address}' -c port={self.port} -c max_connections=200"
+        options += f" -c unix_socket_directories={self._socket}"
+        if self._address:
+            (self._data / "pg_hba.conf").open("a").write("host all all 0.0.0.0/0 trust\n")
+        self._run("pg_ctl", "-D", str(self._data), "-w", "-l", str(self._data / "log"), "-o", options, "start")
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        """End it and delete it."""
+        self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "stop")
+        shutil.rmtree(self._data, ignore_errors=True)
+        shutil.rmtree(self._socket, ignore_errors=True)
+
+    def url(self, name: str, host: str = "") -> str:
+        """Make an empty database; return its URL, by the socket or by an address."""
+        self._run("createdb", "-h", str(self._socket), "-p", str(self.port), "-U", "node", name)
+        if host:
+            return f"postgresql+psycopg://node@{host}:{self.port}/{name}"
+        return f"postgresql+psycopg://node@/{name}?host={self._socket}&port={self.port}"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [*self._runner, str(self._bin / program), *arguments]
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _postgres_programs() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        raise Absent("PostgreSQL is not installed (apt-get install postgresql)")
+    return found[-1].parent
 
 
 # -- those who send -----------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ def scratch() -> Iterator[Path]:
     """Give a folder on a disk, not in memory: BENCH_SCRATCH, or one under /var/tmp."""
     parent = os.environ.get("BENCH_SCRATCH", "/var/tmp")
     folder = Path(tempfile.mkdtemp(prefix="dicom-node-bench-", dir=parent))
+    folder.chmod(0o755)  # PostgreSQL has a user of its own
     try:
         yield folder
     finally:
