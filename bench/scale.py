@@ -140,7 +140,7 @@ class _Study:
             revision=1,
             last_activity=self.now,
             reason="bench",
-            orders=[(Order("stub", ("bench",), ("PACS",)), "0" * 64)],
+            orders=[(Order("stub", ("PACS",), ("bench",)), "0" * 64)],
             now=self.now,
         )
         self.jobs = made or []

@@ -107,6 +107,7 @@ class Arrivals:
                 .values(
                     revision=revision,
                     received=series.c.received + 1,
+                    bytes=series.c.bytes + received.size,
                     announced=func.coalesce(header.announced, series.c.announced),
                     last_activity=now,
                     released=False,

@@ -9,7 +9,7 @@ from sqlalchemy import func, or_, select
 
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
-from dicom_node.ledger.schema import event, instance, job, result, series
+from dicom_node.ledger.schema import event, job, result, series
 
 Row = dict[str, Any]
 
@@ -28,16 +28,15 @@ class History:
 
     def counts(self) -> Row:
         """Return how many instances, series and bytes there are, and how many jobs in each state by kind."""
+        # the series know how much they are: of instances there may be millions
+        of_all = [func.coalesce(func.sum(column), 0) for column in (series.c.received, series.c.bytes)]
         with self._database.reading() as connection:
-            instances, size = connection.execute(
-                select(func.count(), func.coalesce(func.sum(instance.c.size), 0)).select_from(instance)
-            ).one()
-            states = connection.execute(select(job.c.kind, job.c.state, func.count()).group_by(job.c.kind, job.c.state))
+            instances, size, number = connection.execute(select(*of_all, func.count()).select_from(series)).one()
+            states = connection.execute(select(job.c.state, job.c.kind, func.count()).group_by(job.c.state, job.c.kind))
             jobs: dict[str, dict[str, int]] = {}
-            for kind, state, number in states:
-                jobs.setdefault(kind, {})[state] = number
-            number_of_series = connection.execute(select(func.count()).select_from(series)).scalar_one()
-        return {"instances": instances, "bytes": int(size), "series": number_of_series, "jobs": jobs}
+            for state, kind, of_kind in states:
+                jobs.setdefault(kind, {})[state] = of_kind
+        return {"instances": int(instances), "bytes": int(size), "series": number, "jobs": jobs}
 
     def recent_series(self, *, limit: int) -> list[Row]:
         """Return the series with the latest activity."""
@@ -45,8 +44,9 @@ class History:
 
     def recent_jobs(self, *, limit: int) -> list[Row]:
         """Return jobs with their study, those still to do before those that ended, the newest first."""
-        query = select(job, series.c.study_instance_uid).join_from(job, series)
-        return self._rows(query.order_by(job.c.ended_at.isnot(None), job.c.job_id.desc()).limit(limit))
+        query = select(job, series.c.study_instance_uid).join_from(job, series).order_by(job.c.job_id.desc())
+        to_do = self._rows(query.where(job.c.ended_at.is_(None)).limit(limit))
+        return to_do + self._rows(query.where(job.c.ended_at.isnot(None)).limit(limit - len(to_do)))
 
     def jobs_of(self, uid: str) -> list[Row]:
         """Return every job of a study or series, in the order they were made."""
@@ -64,8 +64,8 @@ class History:
 
     def results_of(self, uid: str) -> list[Row]:
         """Return every result object of a study or a series, with the revision it is for."""
-        about = or_(result.c.study_instance_uid == uid, job.c.series_instance_uid == uid)
-        return self._rows(_select_results().where(about))
+        theirs = select(job.c.job_id).join_from(job, series).where(_about(series, uid))
+        return self._rows(_select_results().where(result.c.job_id.in_(theirs)))
 
     def results(self, *, limit: int) -> list[Row]:
         """Return result objects in the order they were made."""
@@ -73,8 +73,11 @@ class History:
 
     def events_of(self, uid: str) -> list[Row]:
         """Return what happened to a study or a series, in order, without the lines of the audit trail."""
-        query = select(event).where(_about(event, uid) & event.c.name.not_like("audit.%"))
-        return self._rows(query.order_by(event.c.event_id))
+        query = select(event).where(event.c.name.not_like("audit.%")).order_by(event.c.event_id)
+        studies = {row["study_instance_uid"] for row in self.series_of(uid)}
+        if studies:  # events are found by their study
+            query = query.where(event.c.study_instance_uid.in_(studies))
+        return self._rows(query.where(_about(event, uid)))
 
     def events_of_job(self, job_id: int) -> list[Row]:
         """Return what happened to one job, in order."""

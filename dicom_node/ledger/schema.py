@@ -40,6 +40,7 @@ series = Table(
     Column("revision", Integer, nullable=False),
     Column("complete_revision", Integer, nullable=False),  # the last revision that was found complete; 0: none
     Column("received", Integer, nullable=False),  # instances
+    Column("bytes", BigInteger, nullable=False, server_default="0"),  # of their files
     Column("announced", Integer),
     Column("last_activity", Double, nullable=False),
     Column("released", Boolean, nullable=False),  # the last association that sent some of it was released
@@ -100,8 +101,10 @@ job = Table(
     Column("wanted_since", Double, nullable=False),  # made, or last requeued by the operator
     Column("started_at", Double),
     Column("ended_at", Double),
-    Index("ix_job_due", "state", "not_before"),
+    Index("ix_job_due", "state", "kind", "not_before"),
 )
+_to_do = job.c.ended_at.is_(None)
+Index("ix_job_to_do", job.c.job_id, sqlite_where=_to_do, postgresql_where=_to_do)
 
 result = Table(
     "result",
