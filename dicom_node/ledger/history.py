@@ -29,14 +29,14 @@ class History:
     def counts(self) -> Row:
         """Return how many instances, series and bytes there are, and how many jobs in each state by kind."""
         # the series know how much they are: of instances there may be millions
-        of_all = [func.coalesce(func.sum(column), 0) for column in (series.c.received, series.c.bytes)]
+        received, size = (func.coalesce(func.sum(column), 0) for column in (series.c.received, series.c.bytes))
         with self._database.reading() as connection:
-            instances, size, number = connection.execute(select(*of_all, func.count()).select_from(series)).one()
+            counted = connection.execute(select(received, size, func.count()).select_from(series)).one()
             states = connection.execute(select(job.c.state, job.c.kind, func.count()).group_by(job.c.state, job.c.kind))
             jobs: dict[str, dict[str, int]] = {}
             for state, kind, of_kind in states:
                 jobs.setdefault(kind, {})[state] = of_kind
-        return {"instances": int(instances), "bytes": int(size), "series": number, "jobs": jobs}
+        return {"instances": int(counted[0]), "bytes": int(counted[1]), "series": int(counted[2]), "jobs": jobs}
 
     def recent_series(self, *, limit: int) -> list[Row]:
         """Return the series with the latest activity."""
