@@ -364,6 +364,9 @@ def test_a_collector_that_had_closed_already_has_not_got_it(pki):
     thread.join(10)
     time.sleep(0.2)  # its FIN is here
 
+    connection.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_CORK, 1
+    )  # what we send is on its way for a while, as on a long wire
     connection.sendall(b"never read")
     with pytest.raises(OSError):  # noqa: PT011 - which one depends on the moment at which the reset comes
         syslog._ended(connection)

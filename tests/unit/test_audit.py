@@ -261,7 +261,12 @@ def test_what_was_put_is_there_whole_and_in_order_whoever_is_killed(tmp_path):
         }
         for writer in writers.values():
             writer.stdout.readline()
-        time.sleep(0.15)
+        seen: list[Path] = []
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            now = outbox.waiting()
+            assert now[: len(seen)] == seen  # whoever sends in this order overtakes nobody
+            seen = now
         for name, writer in writers.items():
             writer.send_signal(signal.SIGKILL)
             said = writer.communicate()[0].splitlines()
