@@ -144,7 +144,7 @@ def audit(
     columns = ["at", "event", "outcome", "from", "to", "instances #", "study", "details"]
     console.print(table("Audit trail", columns, [_audit_row(line) for line in lines]))
     if waiting is not None:
-        console.print(f"\n{waiting} messages wait for {loaded.audit.collector}")
+        console.print(f"\n{waiting} message(s) wait for {loaded.audit.collector}")
 
 
 def _audit_row(line: Row) -> list[Any]:

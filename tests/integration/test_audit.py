@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import socket
 import ssl
@@ -17,12 +18,15 @@ import pytest
 from lxml import etree
 from pynetdicom import AE
 from pynetdicom.pdu_primitives import UserIdentityNegotiation
+from typer.testing import CliRunner
 
 from dicom_node.audit import Audit, messages, syslog
 from dicom_node.audit.messages import EVENTS
-from dicom_node.config import AuditTable, Peer, parse
+from dicom_node.cli import app
+from dicom_node.config import AuditTable, Peer, load, parse
 from dicom_node.entities import AssociationIdentity
 from dicom_node.errors import LedgerUnavailable, PeerBusy, SettingsError
+from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import Interrupted
 from dicom_node.services import Rejection
 from dicom_node.tls import client_context
@@ -251,6 +255,25 @@ def test_without_a_collector_there_are_lines_and_no_files(ledger, tmp_path):
 
     assert len(ledger.history.audit(limit=100)) > 10
     assert not (tmp_path / "storage" / "audit").exists()
+
+
+def test_the_command_shows_the_trail_and_that_it_was_looked_at_is_in_it(pki, tmp_path):
+    (tmp_path / "node.toml").write_text('[node]\nstorage = "storage"\n' + settings(pki, 1))
+    loaded = load(tmp_path / "node.toml")
+    ledger = Ledger(loaded.ledger_url, migrate=True)
+    Audit(loaded, ledger).deleted("1.2.3", {CT: 2}, reason="older than 30 days")
+    command = ["audit", "--settings", str(tmp_path / "node.toml")]
+
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    ledger.close()
+
+    assert shown.exit_code == 0
+    assert "dicom study deleted" in shown.stdout
+    assert "older than 30 days" in shown.stdout
+    assert "1 message(s) wait for 127.0.0.1:1" in shown.stdout
+    assert [line["name"] for line in told["lines"]] == ["audit.dicom_study_deleted", "audit.audit_log_used"]
+    assert told["waiting"] == 2
 
 
 def test_a_ledger_that_is_away_and_a_spool_that_is_away_lose_nothing(audit, ledger, tmp_path, monkeypatch):
