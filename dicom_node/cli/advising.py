@@ -27,6 +27,8 @@ def advice(settings: Settings, path: Path | None = None) -> Iterator[tuple[str, 
 
 def _open_files(settings: Settings, path: Path | None) -> Iterator[tuple[str, str]]:
     keys: dict[str, Path | None] = {"tls.key": settings.tls.key}
+    if settings.audit.collector and settings.audit.tls_key != settings.tls.key:
+        keys["audit.tls_key"] = settings.audit.tls_key
     for name, peer in settings.peer.items():
         if peer.tls and peer.tls_key != settings.tls.key:
             keys[f"peer.{name}.tls_key"] = peer.tls_key

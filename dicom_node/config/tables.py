@@ -182,7 +182,7 @@ class AuditTable(Table):
     tls_ca: Path | None = None  # these five instead of those of [tls]
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    tls_key_password: str = Field(default="", repr=False)
+    tls_key_password: Secret = ""
     tls_minimum_version: Literal["1.2", "1.3"] | None = None
 
     @property
