@@ -88,7 +88,7 @@ class Dispatcher:
 
         A broker that does not answer is logged once, and costs nothing but time: the jobs stay queued.
         """
-        recovered = self._ledger.jobs.recover(maximum_attempts=self._jobs.maximum_attempts, now=now)
+        recovered = self._ledger.jobs.recover(maximum_deaths=self._jobs.maximum_deaths, now=now)
         if recovered:
             log.warning("jobs.recovered", number=recovered, reason="their workers' leases ran out")
         overdue = self._ledger.commitments.overdue(now=now, patience=self._patience)

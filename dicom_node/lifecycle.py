@@ -112,6 +112,14 @@ def backoff(attempts: int, *, first: float, maximum: float, jitter: random.Rando
     return full * jitter.uniform(0.5, 1.0)
 
 
+def pause_after_death(deaths: int) -> float:
+    """Return the seconds until a job is tried again whose workers died so often: none at first, then doubling to 60.
+
+    A worker that is killed is no fault of its job; one that always dies at the same job must not hold up the others.
+    """
+    return 0.0 if deaths < 3 else min(60.0, 2.0 ** (deaths - 2))
+
+
 _DAY = 86400.0
 
 

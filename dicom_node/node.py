@@ -222,7 +222,7 @@ class Node:
         """Put back at once what a dead worker of ours held; where the ledger is away, its lease will do it."""
         try:
             number = self.ledger.jobs.abandon_worker(
-                f"{self.node_id}#{which}", maximum_attempts=self._settings.jobs.maximum_attempts, now=time.time()
+                f"{self.node_id}#{which}", maximum_deaths=self._settings.jobs.maximum_deaths, now=time.time()
             )
         except Unavailable as error:
             log.error("jobs.not_recovered", reason=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from workers.lease import Lease
 
 log = structlog.get_logger()
 
+_SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
 _JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
 
 
@@ -94,25 +96,29 @@ class Pipeline:
         except Unavailable as error:
             return self._later(job, error)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _SHORTAGES:
+                return self._later(job, Unavailable(f"the machine has run short: {error.strerror}"))
             # a defect, of ours or of a model: its message may quote the images, its place in the code does not
             log.exception("job.defect", error=type(error).__name__)
             return self._once_more(job, error)
         return "done"
 
     def _later(self, job: Job, error: Unavailable) -> str:
-        """Try again after a pause that doubles; a delivery for days, anything else a few times."""
+        """Try again after a pause that doubles, for days: a disk may be full, or a PACS away, over a weekend."""
         patience = self._settings.delivery.patience
         now = self._clock()
-        if job.kind is Kind.DELIVER and patience.is_over(job.wanted_since, now=now):
+        if patience.is_over(job.wanted_since, now=now):
             return self._end(job, Happening.EXHAUSTED, _reason(error), f"given up: {error}")
-        if job.kind is not Kind.DELIVER and job.attempts >= self._settings.jobs.maximum_attempts:
-            return self._end(job, Happening.EXHAUSTED, _reason(error), str(error))
         later = patience.next_try(job.attempts, now=now, jitter=_JITTER)
         return self._end(job, Happening.POSTPONED, _reason(error), str(error), not_before=later)
 
     def _once_more(self, job: Job, error: Exception) -> str:
         detail = f"unexpected {type(error).__name__} in attempt {job.attempts}"
-        if job.attempts >= self._settings.jobs.maximum_attempts:
+        earlier = sum(
+            event["fields"].get("reason") == "defect" and event["at"] >= job.wanted_since
+            for event in self._ledger.history.events_of_job(job.job_id)
+        )
+        if earlier + 1 >= self._settings.jobs.maximum_attempts:
             return self._end(job, Happening.EXHAUSTED, "defect", detail)
         return self._end(job, Happening.POSTPONED, "defect", detail, not_before=self._clock() + 1.0)
 

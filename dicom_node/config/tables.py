@@ -122,7 +122,8 @@ class JobsTable(Table):
     """[jobs]: leases and limits."""
 
     lease: Annotated[float, Field(ge=5)] = 60.0
-    maximum_attempts: Annotated[int, Field(ge=1)] = 3
+    maximum_attempts: Annotated[int, Field(ge=1)] = 3  # that ended in a defect; what is unavailable is waited for
+    maximum_deaths: Annotated[int, Field(ge=1)] = 10  # of workers, at one inference
     sweep: Annotated[float, Field(gt=0)] = 0.5
     hint_again: Annotated[float, Field(gt=0)] = 10.0
 

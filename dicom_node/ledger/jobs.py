@@ -12,7 +12,16 @@ from sqlalchemy import Connection, delete, exists, func, or_, select, update
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
 from dicom_node.ledger.schema import commitment, event, holding, job, result, series
-from dicom_node.lifecycle import MISSING_INPUT, REQUEUEABLE, Happening, IllegalTransition, Kind, State, advance
+from dicom_node.lifecycle import (
+    MISSING_INPUT,
+    REQUEUEABLE,
+    Happening,
+    IllegalTransition,
+    Kind,
+    State,
+    advance,
+    pause_after_death,
+)
 from dicom_node.routing import Order
 from dicom_node.services import RESULT_KIND_NAMES
 
@@ -212,24 +221,26 @@ class Jobs:
             if renewed.rowcount == 0:
                 raise LostLease
 
-    def recover(self, *, maximum_attempts: int, now: float) -> int:
-        """Put back every running job whose lease ran out, or fail it after too many attempts; return how many."""
-        return self._abandon(job.c.lease_until < now, maximum_attempts, now)
+    def recover(self, *, maximum_deaths: int, now: float) -> int:
+        """Put back every running job whose lease ran out, or fail it after too many deaths; return how many."""
+        return self._abandon(job.c.lease_until < now, maximum_deaths, now)
 
-    def abandon_worker(self, worker: str, *, maximum_attempts: int, now: float) -> int:
+    def abandon_worker(self, worker: str, *, maximum_deaths: int, now: float) -> int:
         """Put back what a worker held that is known to be dead, without waiting for its lease."""
-        return self._abandon(job.c.worker.startswith(worker, autoescape=True), maximum_attempts, now)
+        return self._abandon(job.c.worker.startswith(worker, autoescape=True), maximum_deaths, now)
 
-    def _abandon(self, condition: Any, maximum_attempts: int, now: float) -> int:
+    def _abandon(self, condition: Any, maximum_deaths: int, now: float) -> int:
         with self._database.writing() as connection:
-            query = select(job.c.job_id, job.c.attempts, job.c.kind)
+            query = select(job.c.job_id, job.c.kind, job.c.wanted_since)
             query = query.where((job.c.state == State.RUNNING) & condition).with_for_update()
             rows = connection.execute(query).all()
-            for number, attempts, kind in rows:
-                if attempts < maximum_attempts or kind == Kind.DELIVER:
-                    move(connection, number, Happening.ABANDONED, now, reason="worker_died", not_before=now)
+            for number, kind, since in rows:
+                deaths = _times(connection, number, Happening.ABANDONED, since) + 1
+                if deaths < maximum_deaths or kind == Kind.DELIVER:
+                    later = now + pause_after_death(deaths)
+                    move(connection, number, Happening.ABANDONED, now, reason="worker_died", not_before=later)
                 else:
-                    detail = f"its worker died {attempts} times"
+                    detail = f"its worker died {deaths} times"
                     move(connection, number, Happening.EXHAUSTED, now, reason="worker_died", detail=detail)
             return len(rows)
 
@@ -411,6 +422,13 @@ def _revive(connection: Connection, study_instance_uid: str | None, now: float) 
     of_study = (series.c.study_instance_uid == study_instance_uid) & (series.c.revision == job.c.revision)
     for number in connection.execute(query.where(lacking & of_study).order_by(job.c.job_id)).scalars().all():
         move(connection, number, Happening.REQUEUED, now, not_before=now)
+
+
+def _times(connection: Connection, job_id: int, happening: Happening, since: float) -> int:
+    """Return how often something has happened to a job since it was wanted."""
+    query = select(func.count()).select_from(event)
+    query = query.where((event.c.job_id == job_id) & (event.c.name == f"job.{happening}") & (event.c.at >= since))
+    return int(connection.execute(query).scalar_one())
 
 
 def _owned(held: Job) -> Any:

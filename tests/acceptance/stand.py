@@ -38,7 +38,6 @@ quiet = {quiet}
 sweep = 0.2
 hint_again = 2.0
 lease = {lease}
-maximum_attempts = 10
 [delivery]
 first_delay = 0.5
 maximum_delay = 2.0

@@ -90,7 +90,7 @@ def test_a_process_killed_at_a_step_of_receiving_inferring_and_delivering_loses_
 def test_a_disk_that_is_full_for_a_while_costs_retries_and_nothing_else(ward, studies):
     chance = random.Random(22)
     ward.strike((Act.FAIL, "node write *", 25, errno.ENOSPC), studies[0], chance, span=12)
-    ward.strike((Act.FAIL, "infer * results/*", 1, errno.ENOSPC), studies[1], chance, span=2)
+    ward.strike((Act.FAIL, "infer * results/*", 1, errno.ENOSPC), studies[1], chance, span=5)
     ward.strike((Act.FAIL, "* fsync ledger*", 20, errno.EIO), studies[2], chance, span=2)
     ward.check()
     assert len(ward.struck) == 3, ward.struck

@@ -280,7 +280,7 @@ def test_a_lease_is_renewed_by_its_holder_only(ledger):
 def test_a_worker_whose_lease_ran_out_is_fenced_off(ledger):
     late = claim(ledger, inference(ledger))
 
-    assert ledger.jobs.recover(maximum_attempts=3, now=81.0) == 1
+    assert ledger.jobs.recover(maximum_deaths=3, now=81.0) == 1
     current = claim(ledger, late.job_id, worker="w2", now=82.0)
 
     for attempt in (
@@ -298,7 +298,7 @@ def test_a_worker_whose_lease_ran_out_is_fenced_off(ledger):
 def test_a_lease_that_still_runs_is_not_recovered(ledger):
     claim(ledger, inference(ledger), now=20.0)
 
-    assert ledger.jobs.recover(maximum_attempts=3, now=79.0) == 0
+    assert ledger.jobs.recover(maximum_deaths=3, now=79.0) == 0
 
 
 def test_a_job_that_kills_its_workers_fails_after_so_many_attempts_with_the_reason(ledger):
@@ -306,11 +306,37 @@ def test_a_job_that_kills_its_workers_fails_after_so_many_attempts_with_the_reas
 
     for attempt in range(3):
         claim(ledger, number, now=100.0 * (attempt + 1))
-        ledger.jobs.recover(maximum_attempts=3, now=100.0 * (attempt + 1) + 61)
+        ledger.jobs.recover(maximum_deaths=3, now=100.0 * (attempt + 1) + 61)
 
     failed = ledger.jobs.get(number)
     assert (failed.state, failed.reason, failed.detail) == (State.FAILED, "worker_died", "its worker died 3 times")
     assert names(ledger, number)[1:] == ["job.claimed", "job.abandoned"] * 2 + ["job.claimed", "job.exhausted"]
+
+
+def test_a_job_that_kills_its_workers_makes_room_for_others_between_its_tries(ledger):
+    number = inference(ledger)
+    moments = []
+
+    for attempt in range(5):
+        claim(ledger, number, now=1000.0 * (attempt + 1))
+        ledger.jobs.recover(maximum_deaths=10, now=1000.0 * (attempt + 1) + 61)
+        moments.append(ledger.jobs.get(number).not_before - 1000.0 * (attempt + 1) - 61)
+
+    assert moments == [0.0, 0.0, 2.0, 4.0, 8.0]
+
+
+def test_deaths_before_the_operator_asked_again_do_not_count(ledger):
+    number = inference(ledger)
+    for attempt in range(3):
+        claim(ledger, number, now=100.0 * (attempt + 1))
+        ledger.jobs.recover(maximum_deaths=3, now=100.0 * (attempt + 1) + 61)
+    assert state(ledger, number) is State.FAILED
+
+    ledger.jobs.requeue(number, now=1000.0)
+    claim(ledger, number, now=1001.0)
+    ledger.jobs.recover(maximum_deaths=3, now=1100.0)
+
+    assert state(ledger, number) is State.QUEUED
 
 
 def test_a_worker_known_to_be_dead_gives_its_jobs_back_at_once_and_nobody_elses(ledger):
@@ -318,7 +344,7 @@ def test_a_worker_known_to_be_dead_gives_its_jobs_back_at_once_and_nobody_elses(
     claim(ledger, mine, worker="host:NODE:104#infer:12")
     claim(ledger, other, worker="host:NODE:1045#infer:12")
 
-    assert ledger.jobs.abandon_worker("host:NODE:104#", maximum_attempts=3, now=21.0) == 1
+    assert ledger.jobs.abandon_worker("host:NODE:104#", maximum_deaths=3, now=21.0) == 1
 
     assert state(ledger, mine) is State.QUEUED
     assert state(ledger, other) is State.RUNNING
