@@ -84,7 +84,7 @@ def _start(url: str) -> None:
     """Do what a node does with the ledger before it listens."""
     ledger = Ledger(url, migrate=True)
     ledger.arrivals.forget_associations_of("bench", now=time.time())
-    ledger.jobs.abandon_worker("bench#", maximum_attempts=3, now=time.time())
+    ledger.jobs.abandon_worker("bench#", maximum_deaths=3, now=time.time())
     ledger.close()
 
 
@@ -147,7 +147,7 @@ class _Study:
 
     def _sweep(self) -> None:
         jobs = self.ledger.jobs
-        jobs.recover(maximum_attempts=3, now=self.now)
+        jobs.recover(maximum_deaths=3, now=self.now)
         self.ledger.commitments.overdue(now=self.now, patience=Patience(5.0, 600.0, 14.0))
         for kind in Kind:
             jobs.due(kind, now=self.now, hint_again=10.0, limit=32)

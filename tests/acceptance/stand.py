@@ -248,6 +248,9 @@ class OrthancProcess:
             self._process.wait(30)
             self._process = None
 
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=30) as answer:
             return json.load(answer)

@@ -55,7 +55,7 @@ def test_the_story_of_a_study_or_a_series_is_found_by_index(tmp_path):
 def test_what_is_due_and_whose_lease_ran_out_is_found_by_index(tmp_path):
     ledger = filled(tmp_path)
     tables = scanned(ledger)
-    assert ledger.jobs.recover(maximum_attempts=3, now=1.0) == 0
+    assert ledger.jobs.recover(maximum_deaths=3, now=1.0) == 0
     for kind in Kind:
         assert ledger.jobs.due(kind, now=1.0, hint_again=1.0, limit=1) == []
     assert tables == set()
