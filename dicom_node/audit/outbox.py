@@ -38,7 +38,7 @@ class Outbox:
             if not (beyond_limit or self.has_room(len(message))):
                 raise SpoolFull(f"audit.spool_megabytes: {self._limit >> 20} MB of audit messages wait already")
             if self._highest is None:
-                self._highest = max((int(path.name) for path in self._files()), default=0)
+                self._highest = max(map(int, self._names()), default=0)
             number = max(time.time_ns(), _read_number(lock) + 1, self._highest + 1)
             os.pwrite(lock, b"%0*d" % (_DIGITS, number), 0)
             self._write(self._folder / f"{number:0{_DIGITS}d}", message)
@@ -57,14 +57,14 @@ class Outbox:
     def waiting(self) -> list[Path]:
         """Return the files of the messages, in the order in which they were put."""
         with _availability():
-            return sorted(self._files())
+            return [self._folder / name for name in sorted(self._names())]
 
     def size(self) -> int:
         """Return how many bytes wait."""
         total = 0
-        for path in self._files():
+        for name in self._names():
             with suppress(FileNotFoundError):  # just sent
-                total += path.stat().st_size
+                total += os.stat(self._folder / name).st_size
         return total
 
     def remove(self, paths: Sequence[Path]) -> None:
@@ -79,11 +79,11 @@ class Outbox:
             for path in self._folder.glob(f"*{_UNFINISHED}"):
                 path.unlink(missing_ok=True)
 
-    def _files(self) -> Iterator[Path]:
+    def _names(self) -> Iterator[str]:
         with suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.name.isdigit():
-                    yield Path(entry.path)
+                    yield entry.name
 
     def _counted(self) -> int:
         """Return how many bytes wait, or did a moment ago: with a hundred thousand files counting takes its time."""
