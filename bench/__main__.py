@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -28,6 +29,7 @@ PARTS = {
     "latency": "bench.latency",
     "backlog": "bench.backlog",
     "scale": "bench.scale",
+    "fleet": "bench.fleet",
 }
 """Each is a module with `figures(*, rounds, quick) -> list[Figure]`."""
 
@@ -43,6 +45,7 @@ def measure(
     as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
     """Measure the node beside its peers. A peer that is not installed is left out."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     wanted = list(PARTS) if parts == ["all"] else parts
     console = Console(stderr=as_json)
     if wanted == ["gate"]:

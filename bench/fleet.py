@@ -1,0 +1,268 @@
+"""Studies an hour: workers by the number, and two nodes in network namespaces, over PostgreSQL and Redis.
+
+Every case starts its workers, waits until they have their models, stops them (SIGSTOP) while the backlog comes in, and
+is timed by the ledger: from the first job that began to the last result that the destination has taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from bench import cases
+from bench.measure import OURS, Figure, alternate, figure, processor_time
+from bench.peers import ENVIRONMENT, Dcmtk, Node, Postgres, Sender, find, free_port, wait_for, wait_until_quiet
+from bench.receive import scratch
+
+STUB, REAL = "stub", "ct_lung"
+_SLICES = 60
+_WORKERS = (1, 2, 4)
+_ENDED = {"done", "failed", "cancelled", "not_applicable"}
+_MANIFEST = """schema = 1
+name = "stub"
+version = "1.0.0"
+title = "Stub"
+manufacturer = "bench"
+licence = "MIT"
+intended_use = "A network that does next to nothing: what remains is what the node itself costs."
+runtime = "torchscript"
+trusted = true
+weights = {{ file = "net.pt", sha256 = "{sha256}" }}
+[inputs.ct]
+modality = ["CT"]
+axes = "SPL"
+[outputs]
+activation = "labels"
+[outputs.segments.1]
+label = "Dense"
+category = {{ value = "91723000", scheme = "SCT", meaning = "Anatomical Structure" }}
+type = {{ value = "39607008", scheme = "SCT", meaning = "Lung" }}
+colour = [240, 230, 140]
+"""
+_SETTINGS = """[completion]
+settle = 0.5
+quiet = 3.0
+[jobs]
+sweep = 0.2
+lease = 120.0
+[peer.PACS]
+ae_title = "STORESCP"
+host = "{host}"
+port = {port}
+[[route]]
+name = "ct"
+when = {{ Modality = "CT" }}
+run = ["{model}"]
+send_to = ["PACS"]
+"""
+
+
+class _Dense(torch.nn.Module):
+    """Label 1 where a voxel is above 300 HU."""
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        return (volume > 300.0).to(torch.float32)
+
+
+def figures(*, rounds: int, quick: bool) -> list[Figure]:
+    """Measure studies an hour of one to four workers and of two nodes, each against one worker of one node."""
+    studies = 4 if quick else 12
+    found = []
+    with scratch() as folder:
+        for model in (STUB,) if quick else (STUB, REAL):
+            fleets = {f"{number} workers": Fleet(model, workers=number) for number in _WORKERS[1:]}
+            fleets["2 nodes, 2 workers"] = Fleet(model, nodes=2, workers=1)
+            runs = {name: partial(run, fleet, folder / "fleet", studies) for name, fleet in fleets.items()}
+            runs = {OURS: partial(run, Fleet(model), folder / "fleet", studies), **runs}
+            measured = alternate(runs, 1 if quick else min(rounds, 3))
+            note = f"{studies} CT of {_SLICES} slices; the first column is one worker of one node"
+            title = f"backlog, model {model}"
+            found.append(figure(measured, f"{title}: studies an hour", "", quantity="rate", better="higher", note=note))
+            found.append(figure(measured, f"{title}: processor time of a study", "s", quantity="processor", note=note))
+    return found
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What runs: nodes with a ledger, a queue and a storage each, on one PostgreSQL and one Redis; workers of each."""
+
+    model: str
+    nodes: int = 1
+    workers: int = 1
+
+
+@dataclass
+class _Site:
+    """One node, in a network namespace of its own where there may be one, and its workers."""
+
+    node: Node
+    prefix: Sequence[str]
+    address: str
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+
+def run(fleet: Fleet, folder: Path, studies: int) -> dict[str, float]:
+    """Return studies an hour ("rate") and the processor seconds of workers and nodes for one study ("processor")."""
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        sites = _sites(stack, fleet, folder)
+        for number, site in enumerate(sites):
+            for worker in range(fleet.workers):
+                site.workers.append(stack.enter_context(_worker(site, f"bench-{number}-{worker}")))
+        workers = [worker.pid for site in sites for worker in site.workers]
+        wait_until_quiet(*workers)
+        _signal(workers, signal.SIGSTOP)
+        _send_backlog(sites, folder, studies)
+        before = _processor(sites)
+        _signal(workers, signal.SIGCONT)
+        jobs = 2 * studies
+        wait_for("all results to be delivered", lambda: _ended(sites) >= jobs, seconds=900, every=0.2)
+        rows = [row for site in sites for row in site.node.ledger.history.recent_jobs(limit=1000)]
+        if {row["state"] for row in rows} != {"done"}:
+            raise RuntimeError(f"some jobs failed: {[row['detail'] for row in rows if row['state'] != 'done'][:1]}")
+        took = max(row["ended_at"] for row in rows) - min(row["started_at"] for row in rows)
+        spent = _processor(sites) - before
+    return {"rate": 3600 * studies / took, "processor": spent / studies}
+
+
+def _processor(sites: Sequence[_Site]) -> float:
+    pids = [pid for site in sites for pid in (site.node.pid, *(worker.pid for worker in site.workers))]
+    return sum(map(processor_time, pids))
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def _sites(stack: ExitStack, fleet: Fleet, folder: Path) -> list[_Site]:
+    folder.mkdir()
+    spaces = [stack.enter_context(_namespace(number)) for number in range(fleet.nodes)] if fleet.nodes > 1 else []
+    address = "*" if spaces else ""
+    postgres = stack.enter_context(Postgres(folder / "postgres", address=address))
+    redis = stack.enter_context(_redis(folder))
+    sink = stack.enter_context(Dcmtk(folder / "sink", fork=True))
+    models = _models(folder)
+    sites = []
+    for number in range(fleet.nodes):
+        prefix, here, there = spaces[number] if spaces else ([], "127.0.0.1", "127.0.0.1")
+        keys = [f'models = "{models}"', f'ledger = "{postgres.url(f"node{number}", here if spaces else "")}"']
+        keys += [f'broker = "redis://{here}:{redis}/{number}"', f'ae_title = "NODE{number}"']
+        settings = _SETTINGS.format(model=fleet.model, host=here, port=sink.port)
+        node = Node(folder / f"node{number}", node="\n".join(keys), settings=settings, host="0.0.0.0", prefix=prefix)
+        node.address = there
+        sites.append(_Site(stack.enter_context(node), prefix, there))  # type: ignore[arg-type]
+    return sites
+
+
+def _send_backlog(sites: Sequence[_Site], folder: Path, studies: int) -> None:
+    sender = Sender(folder / "sender")
+    files = cases.chest_ct(_SLICES, 512)
+    for number in range(studies):
+        study = folder / "study"
+        copies = cases.copies(files, study, associations=1, instances=len(files))
+        site = sites[number % len(sites)]
+        sender.send(site.node.port, copies.folders, host=site.address)
+        shutil.rmtree(study)
+
+    def queued() -> int:
+        return sum(_jobs(site, "queued") for site in sites)
+
+    wait_for("every study to be queued", lambda: queued() == studies, seconds=120, every=0.2)
+
+
+def _jobs(site: _Site, *states: str) -> int:
+    counts: Mapping[str, Mapping[str, int]] = site.node.ledger.history.counts()["jobs"]
+    return sum(number for kind in counts.values() for state, number in kind.items() if state in states)
+
+
+def _ended(sites: Sequence[_Site]) -> int:
+    return sum(_jobs(site, *_ENDED) for site in sites)
+
+
+@contextmanager
+def _worker(site: _Site, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [
+        *site.prefix,
+        sys.executable,
+        "-m",
+        "workers",
+        "--settings",
+        str(site.node.settings_path),
+        "--name",
+        name,
+    ]
+    with (site.node.folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _redis(folder: Path) -> Iterator[int]:
+    port = free_port()
+    command = [find("redis-server"), "--port", str(port), "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""]
+    process = subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextmanager
+def _namespace(number: int) -> Iterator[tuple[list[str], str, str]]:
+    """Give what runs a command in a network namespace of its own, this machine's address for it, and its own address.
+
+    Where it cannot be made (not root), the commands run in this one.
+    """
+    ip = find("ip", "iproute2")
+    name, here, there = f"bench{os.getpid()}-{number}", f"10.213.{number}.1", f"10.213.{number}.2"
+    outside, inside = f"bo{os.getpid() % 100000}-{number}", f"bi{os.getpid() % 100000}-{number}"
+    steps = [
+        ["netns", "add", name],
+        ["link", "add", outside, "type", "veth", "peer", "name", inside, "netns", name],
+        ["addr", "add", f"{here}/30", "dev", outside],
+        ["link", "set", outside, "up"],
+        ["-n", name, "addr", "add", f"{there}/30", "dev", inside],
+        ["-n", name, "link", "set", inside, "up"],
+        ["-n", name, "link", "set", "lo", "up"],
+    ]
+    made = all(subprocess.run([ip, *step], capture_output=True).returncode == 0 for step in steps)
+    try:
+        yield ([ip, "netns", "exec", name], here, there) if made else ([], "127.0.0.1", "127.0.0.1")
+    finally:
+        subprocess.run([ip, "netns", "delete", name], capture_output=True)
+
+
+def _models(folder: Path) -> Path:
+    """Make a folder with the node's own models and the stub."""
+    models = folder / "models"
+    stub = models / STUB
+    stub.mkdir(parents=True)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(_Dense()), buffer)
+    content = buffer.getvalue()
+    (stub / "net.pt").write_bytes(content)
+    (stub / "model.toml").write_text(_MANIFEST.format(sha256=hashlib.sha256(content).hexdigest()))
+    shutil.copytree(Path(__file__).parents[1] / "models" / REAL, models / REAL)
+    return models
