@@ -16,7 +16,7 @@ import typer
 
 from dicom_node import config, log
 from dicom_node.dispatch import QUEUES
-from dicom_node.errors import NodeError
+from dicom_node.errors import NodeError, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
 from dicom_node.messages import celery_settings
@@ -27,6 +27,7 @@ from workers.pipeline import Pipeline
 logger = structlog.get_logger()
 
 _NICE = 5
+_PAUSE = 2.0  # seconds between two looks at a ledger that is not there yet
 
 
 def run(
@@ -51,7 +52,7 @@ def run(
         os.nice(_NICE)  # on the node's own machine a model must not slow the receiver down
     try:
         loaded = config.load(settings)
-        ledger = Ledger(loaded.ledger_url)
+        ledger = _opened(loaded.ledger_url)
         spool = Spool(loaded.node.storage)
         broker = celery_settings(loaded)
     except NodeError as error:
@@ -77,6 +78,21 @@ def run(
         worker.start()
     finally:
         pipeline.close()
+
+
+def _opened(url: str) -> Ledger:
+    """Open the ledger; wait for the node to bring its tables to this version, where it has not yet."""
+    ledger = Ledger(url)
+    said = ""
+    while True:
+        try:
+            ledger.require_schema()
+            return ledger
+        except Unavailable as error:
+            if str(error) != said:
+                logger.warning("worker.waiting", reason=str(error))
+            said = str(error)
+            time.sleep(_PAUSE)
 
 
 def _die_with(parent: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 
@@ -12,7 +14,7 @@ from structlog.contextvars import bound_contextvars
 
 from dicom_node.config import Settings
 from dicom_node.dispatch import Hints
-from dicom_node.errors import NotApplicable, Refused, Unavailable
+from dicom_node.errors import NotApplicable, Refused, SettingsError, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.jobs import Job, LostLease
 from dicom_node.lifecycle import Happening, Kind
@@ -57,9 +59,13 @@ class Pipeline:
         A ledger that is away leaves the job as it is; its lease, or the next message, brings it back.
         """
         try:
+            self._ledger.require_schema()
             self._run(job_id)
         except Unavailable as error:
             log.error("job.unrecorded", job=job_id, reason=str(error))
+        except SettingsError as error:  # the node has been upgraded and this process has not: others can do the job
+            log.error("worker.outdated", reason=str(error))
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def warm(self) -> None:
         """Get ready for the first inference, so that it waits for no import and no model."""

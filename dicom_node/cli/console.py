@@ -46,7 +46,9 @@ def existing_ledger(settings: Settings) -> Ledger:
         raise SettingsError(
             f"no ledger in {settings.node.storage}: no node has run with these settings (see --settings)"
         )
-    return Ledger(settings.ledger_url)
+    ledger = Ledger(settings.ledger_url)
+    ledger.require_schema()
+    return ledger
 
 
 def settings_from(path: Path | None) -> Settings:

@@ -28,6 +28,10 @@ class Ledger:
         self.history = History(self._database)
         self.peers = Peers(self._database)
 
+    def require_schema(self) -> None:
+        """Raise LedgerUnavailable or SettingsError where the ledger is of an earlier or a later version than this."""
+        self._database.require_schema()
+
     def close(self) -> None:
         """Close every connection."""
         self._database.close()

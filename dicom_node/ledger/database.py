@@ -10,13 +10,14 @@ from typing import Any
 import psycopg
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, make_url, select, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from dicom_node.errors import LedgerUnavailable, SettingsError
 
 _BUSY_TIMEOUT = 15.0  # seconds that a writer waits for another before the ledger counts as unavailable
+_MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x6469636F6D  # "dicom"
 
 
@@ -39,6 +40,22 @@ class Database:
         """Give a connection that only reads and locks nothing."""
         with _availability(), self.engine.connect() as raw:
             yield raw.execution_options(isolation_level="AUTOCOMMIT")
+
+    def require_schema(self) -> None:
+        """Raise where the tables are not those that this program knows.
+
+        Raises LedgerUnavailable where the node that brings them there has not been started yet, SettingsError where a
+        later version of the program has changed them.
+        """
+        with self.reading() as connection:
+            found = _revision(connection)
+        if found > newest_revision():
+            raise _too_new(found)
+        if found < newest_revision():
+            raise LedgerUnavailable(
+                f"The ledger has schema {found or 'none'}, this version needs {newest_revision()}: its node makes it, "
+                "when it starts"
+            )
 
     def insert(self, table: Table) -> Any:
         """Return an INSERT that knows ON CONFLICT, in this database's dialect."""
@@ -92,7 +109,11 @@ def open_database(url: str, *, migrate: bool = False) -> Database:
         raise SettingsError(f"node.ledger: no driver for {parsed.drivername!r} (use postgresql+psycopg)") from error
     database = Database(engine)
     if migrate:
-        _migrate(database)
+        try:
+            _migrate(database)
+        except BaseException:
+            database.close()
+            raise
     return database
 
 
@@ -125,11 +146,33 @@ def _server(url: Any) -> Engine:
     return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=50, connect_args={"connect_timeout": 5})
 
 
+def newest_revision() -> str:
+    """Return the revision of the schema that this program knows."""
+    return max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def _revision(connection: Connection) -> str:
+    """Return the revision of the tables; empty where there are none."""
+    if not inspect(connection).has_table("alembic_version"):
+        return ""
+    return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() or "")
+
+
+def _too_new(found: str) -> SettingsError:
+    return SettingsError(
+        f"node.ledger: a later version of dicom-node has used this ledger (schema {found}, this version knows "
+        f"{newest_revision()}): install that version, or restore the backup from before"
+    )
+
+
 def _migrate(database: Database) -> None:
+    """Bring the tables to this version, whole or not at all."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(_MIGRATIONS))
     with database.writing() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        if (found := _revision(connection)) > newest_revision():
+            raise _too_new(found)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
