@@ -257,9 +257,7 @@ Disposal(settings, ledger, Spool(settings.node.storage), Audit(settings, ledger)
 @pytest.mark.parametrize(
     ("where", "is_gone"),
     [
-        ("disposal:_set_aside 1", False),  # rows deleted, not committed; no file moved
-        ("os:rename 2", False),  # some files moved
-        ("disposal:_sync 1", False),
+        ("os:rename 2", False),  # rows deleted, not committed; some files moved
         ("disposal:_sync 3", False),  # all moved
         ("shutil:rmtree 1", True),  # committed, no file deleted
         ("os:rmdir 3", True),  # some files deleted
