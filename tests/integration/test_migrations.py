@@ -174,7 +174,7 @@ def goes_on(ledger: Ledger, *, is_promised: bool) -> None:
     ledger.require_schema()
     assert ledger.jobs.get(3).detail == "Umlaute: äöü"
     assert len(ledger.jobs.results_of(1)) == 2
-    assert ledger.jobs.recover(maximum_attempts=3, now=100.0) == 1
+    assert ledger.jobs.recover(now=100.0, maximum_deaths=3) == 1
     assert ledger.jobs.get(5).state is State.QUEUED
     assert claim(ledger, 5, now=101.0).series_instance_uid == "1.4.3"
     ledger.arrivals.forget_associations_of("node", now=102.0)
