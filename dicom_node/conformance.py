@@ -12,7 +12,7 @@ from dicom_node.audit.messages import EVENTS
 from dicom_node.commitment import REMEDIES, FailureReason
 from dicom_node.config import Settings
 from dicom_node.created import created_objects
-from dicom_node.intake import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.services import (
     A_ASSOCIATE_RJ,
     RESULT_KINDS,

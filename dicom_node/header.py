@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from io import BytesIO
+from collections.abc import Mapping
 from typing import Any
 
-from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
+from dicom_node.elements import UNDEFINED_LENGTH, NotUnderstood, Place, scan
 from dicom_node.entities import Header, SlicePlace
 from dicom_node.errors import InvalidInstance
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME
@@ -22,25 +21,38 @@ from dicom_node.services import Status
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _LENIENT_UID = re.compile(r"[0-9][0-9.]{0,63}")
-_PIXEL_DATA_GROUP = 0x7FE0
-_UNDEFINED_LENGTH = 0xFFFFFFFF
 _DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})  # JPIP
 _LARGEST_INTEGER = 2**31 - 1  # what a column of the ledger holds
 _MAXIMUM_INFLATED = 64 * 1024 * 1024  # bytes of a deflated dataset that are looked at
+_PIXEL_DATA_GROUP = 0x7FE00000
+_SOP_CLASS_UID, _SOP_INSTANCE_UID, _MODALITY, _MANUFACTURER_MODEL_NAME = 0x00080016, 0x00080018, 0x00080060, 0x00081090
+_STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
+_IMAGE_POSITION_PATIENT, _IMAGE_ORIENTATION_PATIENT = 0x00200032, 0x00200037
+_IMAGES_IN_ACQUISITION, _NUMBER_OF_SERIES_RELATED_INSTANCES = 0x00201002, 0x00201209
+_NUMBER_OF_FRAMES, _NUMBER_OF_SLICES = 0x00280008, 0x00540081
 _TAGS = [
-    0x00080016,  # SOP Class UID
-    0x00080018,  # SOP Instance UID
-    0x00080060,  # Modality
-    0x00081090,  # Manufacturer's Model Name
-    0x0020000D,  # Study Instance UID
-    0x0020000E,  # Series Instance UID
-    0x00200032,  # Image Position (Patient)
-    0x00200037,  # Image Orientation (Patient)
-    0x00201002,  # Images in Acquisition
-    0x00201209,  # Number of Series Related Instances
-    0x00280008,  # Number of Frames
-    0x00540081,  # Number of Slices
+    _SOP_CLASS_UID,
+    _SOP_INSTANCE_UID,
+    _MODALITY,
+    _MANUFACTURER_MODEL_NAME,
+    _STUDY_INSTANCE_UID,
+    _SERIES_INSTANCE_UID,
+    _IMAGE_POSITION_PATIENT,
+    _IMAGE_ORIENTATION_PATIENT,
+    _IMAGES_IN_ACQUISITION,
+    _NUMBER_OF_SERIES_RELATED_INSTANCES,
+    _NUMBER_OF_FRAMES,
+    _NUMBER_OF_SLICES,
 ]
+_WANTED = frozenset({*_TAGS, *range(_PIXEL_DATA_GROUP, 0x7FE00011)})
+_KEYWORDS = {
+    _SOP_CLASS_UID: "SOPClassUID",
+    _SOP_INSTANCE_UID: "SOPInstanceUID",
+    _STUDY_INSTANCE_UID: "StudyInstanceUID",
+    _SERIES_INSTANCE_UID: "SeriesInstanceUID",
+}
+Values = Mapping[int, bytes]
+"""The values of elements, by tag, as they are encoded; `_NUMBER_OF_SLICES` little-endian, the rest is text."""
 
 
 def read_header(data: bytes | memoryview, transfer_syntax_uid: str) -> Header:
@@ -50,17 +62,40 @@ def read_header(data: bytes | memoryview, transfer_syntax_uid: str) -> Header:
         InvalidInstance: with 0xC000 where `data` is no dataset or is cut off, with 0xA900 where one of the
             four UIDs that name an instance is missing or malformed (PS3.4 B.2.3).
     """
-    dataset = _parse(data, transfer_syntax_uid)
+    return _header(_read(data, transfer_syntax_uid))
+
+
+def read_beginning(data: bytes | memoryview, transfer_syntax_uid: str) -> tuple[Header, int] | None:
+    """Read what stands before the pixel data in the beginning of a dataset; return it, and how long the whole must be.
+
+    None where the beginning does not say: `read_header` of the whole does. Raises InvalidInstance as that does.
+    """
+    if transfer_syntax_uid in _DEFLATED or transfer_syntax_uid == ExplicitVRBigEndian:
+        return None
+    try:
+        places = scan(data, transfer_syntax_uid == ImplicitVRLittleEndian, _WANTED, _PIXEL_DATA_GROUP, is_whole=False)
+    except NotUnderstood:
+        return None
+    pixel_data = places.get(max(places, default=0))
+    if pixel_data is None or max(places) < _PIXEL_DATA_GROUP:
+        return None
+    end = pixel_data.offset + (0 if pixel_data.length == UNDEFINED_LENGTH else pixel_data.length)
+    return _header(_values(data, places)), end
+
+
+def _header(values: Values) -> Header:
+    if not values:
+        raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set has none of the elements of an instance")
     return Header(
-        sop_class_uid=_uid(dataset, "SOPClassUID"),
-        sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
-        study_instance_uid=_uid(dataset, "StudyInstanceUID"),
-        series_instance_uid=_uid(dataset, "SeriesInstanceUID"),
-        modality=_code(_value(dataset, "Modality")),
-        number_of_frames=_integer(_value(dataset, "NumberOfFrames")) or 1,
-        announced=_announced(dataset),
-        place=_place(dataset),
-        is_own_result=str(_value(dataset, "ManufacturerModelName") or "") == MANUFACTURER_MODEL_NAME,
+        sop_class_uid=_uid(values, _SOP_CLASS_UID),
+        sop_instance_uid=_uid(values, _SOP_INSTANCE_UID),
+        study_instance_uid=_uid(values, _STUDY_INSTANCE_UID),
+        series_instance_uid=_uid(values, _SERIES_INSTANCE_UID),
+        modality=_code(values),
+        number_of_frames=_integer(_text(values, _NUMBER_OF_FRAMES)) or 1,
+        announced=_announced(values),
+        place=_place(values),
+        is_own_result=_text(values, _MANUFACTURER_MODEL_NAME) == MANUFACTURER_MODEL_NAME,
     )
 
 
@@ -69,43 +104,97 @@ def is_valid_uid(text: str) -> bool:
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
-def _parse(data: bytes | memoryview, transfer_syntax_uid: str) -> Dataset:
+def _read(data: bytes | memoryview, transfer_syntax_uid: str) -> Values:
+    """Return the values of the elements that are wanted; raise InvalidInstance where the data is cut off."""
     is_whole = True
     if transfer_syntax_uid in _DEFLATED:
         data, is_whole = _inflated(data)
-    stream = BytesIO(data)
-    size = stream.getbuffer().nbytes
+    if transfer_syntax_uid != ExplicitVRBigEndian:
+        try:
+            return _scanned(data, transfer_syntax_uid == ImplicitVRLittleEndian, is_whole)
+        except NotUnderstood:
+            pass  # pydicom forgives more, and says what is wrong
+    return _parsed(data, transfer_syntax_uid, is_whole)
+
+
+def _scanned(data: bytes | memoryview, is_implicit: bool, is_whole: bool) -> Values:
+    places = scan(data, is_implicit, _WANTED, _PIXEL_DATA_GROUP, is_whole=is_whole)
+    for tag, (_, offset, length) in places.items():
+        if tag >= _PIXEL_DATA_GROUP and length != UNDEFINED_LENGTH and is_whole and offset + length > len(data):
+            raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
+    return _values(data, places)
+
+
+def _values(data: bytes | memoryview, places: Mapping[int, Place]) -> Values:
+    return {
+        tag: bytes(data[offset : offset + length])
+        for tag, (_, offset, length) in places.items()
+        if tag < _PIXEL_DATA_GROUP
+    }
+
+
+def _parsed(data: bytes | memoryview, transfer_syntax_uid: str, is_whole: bool) -> Values:
+    """Read with pydicom: big endian, and whatever is a little broken."""
+    stream = _Stream(data)
     is_implicit = transfer_syntax_uid == ImplicitVRLittleEndian
+    is_little_endian = transfer_syntax_uid != ExplicitVRBigEndian
     claimed: list[int] = []
 
     def at_pixel_data(tag: Any, vr: str | None, length: int) -> bool:
-        if tag >> 16 < _PIXEL_DATA_GROUP:
+        if tag < _PIXEL_DATA_GROUP:
             return False
         claimed.append(12 if not is_implicit and vr in EXPLICIT_VR_LENGTH_32 else 8)
-        claimed.append(0 if length == _UNDEFINED_LENGTH else length)
+        claimed.append(0 if length == UNDEFINED_LENGTH else length)
         return True
 
     try:
         dataset = read_dataset(
-            stream,
+            stream,  # type: ignore[arg-type]
             is_implicit_VR=is_implicit,
-            is_little_endian=transfer_syntax_uid != ExplicitVRBigEndian,
+            is_little_endian=is_little_endian,
             stop_when=at_pixel_data,
             specific_tags=_TAGS,
         )
+        elements = [dataset.get_item(tag) for tag in dataset.keys()]  # noqa: SIM118 - itself it gives values
     except Exception as error:
         # pydicom answers garbage with whatever exception comes first: to us they all mean the same
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set cannot be parsed") from error
-    if is_whole and (stream.tell() + sum(claimed) > size or any(map(_is_short, dataset.values()))):
+    if is_whole and (stream.tell() + sum(claimed) > len(data) or any(map(_is_short, elements))):
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
-    if not dataset:
-        raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set has none of the elements of an instance")
-    return dataset
+    values = {
+        int(element.tag): element.value or b""
+        for element in elements
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes | None)
+    }
+    if not is_little_endian and _NUMBER_OF_SLICES in values:
+        values[_NUMBER_OF_SLICES] = values[_NUMBER_OF_SLICES][::-1]
+    return values
+
+
+class _Stream:
+    """What pydicom reads from: bytes that are not copied."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def read(self, size: int = -1) -> bytes:
+        end = len(self._data) if size is None or size < 0 else self._at + size
+        piece = bytes(self._data[self._at : end])
+        self._at += len(piece)
+        return piece
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, len(self._data))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
 
 
 def _is_short(element: Any) -> bool:
     """Return whether an element has fewer bytes than its length says."""
-    if not isinstance(element, RawDataElement) or element.length == _UNDEFINED_LENGTH:
+    if not isinstance(element, RawDataElement) or element.length == UNDEFINED_LENGTH:
         return False
     return element.length > len(element.value or b"")
 
@@ -122,57 +211,53 @@ def _inflated(data: bytes | memoryview) -> tuple[bytes, bool]:
     return inflated, inflate.eof
 
 
-def _value(dataset: Dataset, keyword: str) -> Any:
-    """Return the value of `keyword`, or None where it is absent or cannot be read."""
-    try:
-        return dataset.get(keyword)
-    except Exception:  # a malformed value of an element that the node can do without
-        return None
+def _text(values: Values, tag: int) -> str:
+    return values.get(tag, b"").decode("ascii", "replace").strip("\x00 ")
 
 
-def _uid(dataset: Dataset, keyword: str) -> str:
+def _uid(values: Values, tag: int) -> str:
     """Return a UID that names the instance; vendors' leading zeros are let through, path tricks are not."""
-    text = str(_value(dataset, keyword) or "").strip("\x00 ")
+    text = _text(values, tag)
     if not _LENIENT_UID.fullmatch(text) or ".." in text:
         problem = "missing" if not text else "malformed"
-        tag = tag_for_keyword(keyword)
-        raise InvalidInstance(Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, f"{keyword} is {problem}", tag)
+        raise InvalidInstance(Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, f"{_KEYWORDS[tag]} is {problem}", tag)
     return text
 
 
-def _code(value: Any) -> str:
-    """Return a Code String as the ledger can hold it: whatever a broken sender puts in, at most 16 plain characters."""
-    return "".join(letter for letter in str(value or "") if " " <= letter <= "~").strip()[:16]
+def _code(values: Values) -> str:
+    """Return the Modality as the ledger can hold it: whatever a broken sender puts in, at most 16 plain characters."""
+    return "".join(letter for letter in _text(values, _MODALITY) if " " <= letter <= "~").strip()[:16]
 
 
-def _integer(value: Any) -> int | None:
+def _integer(text: str) -> int | None:
     try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
+        number = int(text)
+    except ValueError:
         return None
     return number if 0 <= number <= _LARGEST_INTEGER else None
 
 
-def _announced(dataset: Dataset) -> int | None:
+def _announced(values: Values) -> int | None:
     """Return how many instances the series should have, where a header says so.
 
     Number of Series Related Instances says it of the series; Number of Slices (PET, NM) and Images in
     Acquisition say it of what usually is the series.
     """
-    for keyword in ("NumberOfSeriesRelatedInstances", "NumberOfSlices", "ImagesInAcquisition"):
-        number = _integer(_value(dataset, keyword))
-        if number is not None and number > 1:
+    for number in (
+        _integer(_text(values, _NUMBER_OF_SERIES_RELATED_INSTANCES)),
+        int.from_bytes(values.get(_NUMBER_OF_SLICES, b""), "little"),
+        _integer(_text(values, _IMAGES_IN_ACQUISITION)),
+    ):
+        if number is not None and 1 < number <= _LARGEST_INTEGER:
             return number
     return None
 
 
-def _place(dataset: Dataset) -> SlicePlace | None:
-    orientation = _value(dataset, "ImageOrientationPatient")
-    position = _value(dataset, "ImagePositionPatient")
+def _place(values: Values) -> SlicePlace | None:
     try:
-        a, b, c, d, e, f = (float(number) for number in orientation)
-        x, y, z = (float(number) for number in position)
-    except (TypeError, ValueError):
+        a, b, c, d, e, f = map(float, _text(values, _IMAGE_ORIENTATION_PATIENT).split("\\"))
+        x, y, z = map(float, _text(values, _IMAGE_POSITION_PATIENT).split("\\"))
+    except ValueError:
         return None
     if not all(map(math.isfinite, (a, b, c, d, e, f, x, y, z))):
         return None

@@ -1,141 +1,152 @@
-"""One instance, from bytes in memory to a fact: checked, on disk, in the ledger. Only then may it be acknowledged."""
+"""One instance, from its first byte to a durable file: checked, named, synced. Only then may it be acknowledged.
+
+The ledger follows: see `recorder`. What was acknowledged and is not recorded yet lies in the inbox.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import threading
+import mmap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Callable
+from pathlib import Path
 
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
-
-from dicom_node import __version__
-from dicom_node.entities import AssociationIdentity, Header, Instance
+from dicom_node.disk import Bytes
+from dicom_node.entities import AssociationIdentity, Header
 from dicom_node.errors import InvalidInstance
-from dicom_node.header import read_header
-from dicom_node.labelling import derive_uid
-from dicom_node.ledger import Ledger
-from dicom_node.ledger.journal import Subject
+from dicom_node.header import read_beginning, read_header
+from dicom_node.inbox import Arriving
+from dicom_node.part10 import digest_at, preamble
+from dicom_node.recorder import Arrival, Recorder
 from dicom_node.services import Status
 from dicom_node.spool import Spool
-
-IMPLEMENTATION_CLASS_UID = derive_uid("implementation", "dicom-node")
-IMPLEMENTATION_VERSION_NAME = f"DICOM-NODE {__version__}"[:16]
-
-
-class Outcome(StrEnum):
-    """What became of an instance; each is acknowledged with 0x0000."""
-
-    STORED = "stored"
-    DUPLICATE = "duplicate"  # the same bytes are held already
-    QUARANTINED = "quarantined"  # other bytes under the same SOP Instance UID: the first stay, these are set aside
 
 
 class Intake:
     """The durable half of C-STORE, without the network."""
 
-    def __init__(self, ledger: Ledger, spool: Spool, *, node_id: str, clock: Callable[[], float] = time.time) -> None:
-        """Keep bytes in `spool` and facts in `ledger`."""
-        self._ledger = ledger
+    def __init__(self, spool: Spool, recorder: Recorder, *, clock: Callable[[], float] = time.time) -> None:
+        """Keep bytes in `spool`; hand what is kept to `recorder`."""
         self._spool = spool
-        self._node_id = node_id
+        self._recorder = recorder
         self._clock = clock
-        self._locks = _KeyedLocks()
 
-    def keep(
+    def begin(
         self,
-        dataset: memoryview,
         *,
-        transfer_syntax_uid: str,
         affected_sop_class_uid: str,
         affected_sop_instance_uid: str,
+        transfer_syntax_uid: str,
         association: AssociationIdentity,
-    ) -> tuple[Outcome, Header]:
-        """Keep one dataset as it was sent.
+    ) -> Incoming:
+        """Open a file for what a C-STORE command announces; raise Unavailable where nothing can be kept now."""
+        self._recorder.require_room()
+        self._spool.require_room()
+        named = affected_sop_class_uid, affected_sop_instance_uid
+        head = preamble(*named, transfer_syntax_uid, association.calling_ae_title)
+        file = self._spool.inbox.open()
+        return Incoming(self, file, head, named, transfer_syntax_uid, association)
+
+    def keep(self, dataset: Bytes, **command: object) -> Header:
+        """Keep a data set that is in memory already; `command` is what `begin` takes.
 
         Raises:
             InvalidInstance: the data is no dataset (0xC000) or contradicts its command (0xA900).
             Unavailable: it cannot be kept now (0xA700); nothing of it remains.
         """
-        header = read_header(dataset, transfer_syntax_uid)
-        _check_command(header, affected_sop_class_uid, affected_sop_instance_uid)
-        sha256 = hashlib.sha256(dataset).hexdigest()
-        preamble = _preamble(
-            header.sop_class_uid, header.sop_instance_uid, transfer_syntax_uid, association.calling_ae_title
-        )
-        # the same UID on two associations at once: one of them is first, the other finds it there
-        with self._locks.holding(header.sop_instance_uid):
-            held = self._ledger.arrivals.held(header.sop_instance_uid)
-            if held is not None and held.sha256 == sha256:
-                if held.series_is_open:
-                    self._ledger.arrivals.hold(header.series_instance_uid, association, node_id=self._node_id)
-                return Outcome.DUPLICATE, header
-            if held is not None:
-                return self._set_aside(header, sha256, preamble, dataset), header
-            path = self._spool.keep(header, preamble, dataset)
-            size = len(preamble) + len(dataset)
-            instance = Instance(header, transfer_syntax_uid, path, sha256, size)
-            self._ledger.arrivals.record(instance, association, node_id=self._node_id, now=self._clock())
-            return Outcome.STORED, header
-
-    def _set_aside(self, header: Header, sha256: str, preamble: bytes, dataset: memoryview) -> Outcome:
-        path = self._spool.quarantine(header, sha256, preamble, dataset)
-        subject = Subject(header.study_instance_uid, header.series_instance_uid)
-        self._ledger.history.note("instance.quarantined", now=self._clock(), subject=subject, path=path)
-        return Outcome.QUARANTINED
-
-
-def _check_command(header: Header, sop_class_uid: str, sop_instance_uid: str) -> None:
-    """Refuse a data set that is not what its command says it is (PS3.4 B.2.3)."""
-    if header.sop_class_uid != sop_class_uid:
-        raise InvalidInstance(
-            Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "SOPClassUID differs from the command's", 0x00080016
-        )
-    if header.sop_instance_uid != sop_instance_uid:
-        raise InvalidInstance(
-            Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "SOPInstanceUID differs from the command's", 0x00080018
-        )
-
-
-def _preamble(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> bytes:
-    """Return what stands before the dataset in a Part 10 file (PS3.10 Section 7.1)."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    meta.SourceApplicationEntityTitle = calling_ae_title
-    buffer = DicomBytesIO()
-    buffer.write(b"\x00" * 128 + b"DICM")
-    write_file_meta_info(buffer, meta)
-    return buffer.getvalue()
-
-
-class _KeyedLocks:
-    """One lock per key that is in use."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}
-
-    @contextmanager
-    def holding(self, key: str) -> Iterator[None]:
-        with self._guard:
-            lock, users = self._locks.get(key, (threading.Lock(), 0))
-            self._locks[key] = (lock, users + 1)
+        incoming = self.begin(**command)  # type: ignore[arg-type]
         try:
-            with lock:
-                yield
+            incoming.write(dataset)
+            return incoming.keep()
         finally:
-            with self._guard:
-                lock, users = self._locks[key]
-                if users == 1:
-                    del self._locks[key]
-                else:
-                    self._locks[key] = (lock, users - 1)
+            incoming.close()
+
+    def kept(self, header: Header, path: Path, digest: str, size: int, incoming: Incoming) -> None:
+        """Hand on what is durable now."""
+        self._recorder.arrived(
+            Arrival(header, incoming.transfer_syntax_uid, path, digest, size, incoming.association, self._clock())
+        )
+
+    def require_room(self, size: int) -> None:
+        """Raise SpoolFull where `size` more bytes would bring free space below the watermark."""
+        self._spool.require_room(size)
+
+
+class Incoming:
+    """One instance while it is being received; close it, whatever became of it."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        file: Arriving,
+        head: bytes,
+        named: tuple[str, str],
+        transfer_syntax_uid: str,
+        association: AssociationIdentity,
+    ) -> None:
+        """Write what stands before the data set to `file`."""
+        self._intake = intake
+        self._file = file
+        self._named = named
+        self._head = len(head)
+        self._digest_at = digest_at(head)
+        self._digest = hashlib.sha256()
+        self._beginning: tuple[Header, int] | None = None
+        self.transfer_syntax_uid = transfer_syntax_uid
+        self.association = association
+        file.write(head)
+
+    @property
+    def received(self) -> int:
+        """Return how many bytes of the data set are there."""
+        return self._file.size - self._head
+
+    def write(self, fragment: Bytes) -> None:
+        """Append to the data set; raise Unavailable where it cannot be kept."""
+        self._intake.require_room(len(fragment))
+        if not self.received:  # while it is at hand: what stands before the pixel data seldom needs more
+            self._beginning = read_beginning(memoryview(fragment), self.transfer_syntax_uid)
+        self._file.write(fragment)
+        self._digest.update(fragment)
+
+    def keep(self) -> Header:
+        """Check the whole and make it durable; on return it may be acknowledged.
+
+        Raises:
+            InvalidInstance: the data is no dataset (0xC000) or contradicts its command (0xA900).
+            Unavailable: it cannot be kept now (0xA700); nothing of it remains.
+        """
+        header = self._checked()
+        self._file.overwrite(self._digest.digest(), self._digest_at)
+        path = self._file.keep()
+        self._intake.kept(header, path, self._digest.hexdigest(), self._file.size, self)
+        return header
+
+    def _checked(self) -> Header:
+        if self._beginning is None:
+            with self._file.view() as mapped:
+                header = _header_of(mapped, self._head, self.transfer_syntax_uid)
+        else:
+            header, end = self._beginning
+            if self.received < end:
+                raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
+        for found, named, tag, keyword in zip(
+            (header.sop_class_uid, header.sop_instance_uid), self._named, _TAGS, _KEYWORDS, strict=True
+        ):
+            if found != named:  # PS3.4 B.2.3
+                comment = f"{keyword} differs from the command's"
+                raise InvalidInstance(Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, comment, tag)
+        return header
+
+    def close(self) -> None:
+        """Let go of the file; what was not kept is gone."""
+        self._file.close()
+
+
+_TAGS = 0x00080016, 0x00080018
+_KEYWORDS = "SOPClassUID", "SOPInstanceUID"
+
+
+def _header_of(mapped: mmap.mmap, start: int, transfer_syntax_uid: str) -> Header:
+    with memoryview(mapped) as whole, whole[start:] as dataset:
+        return read_header(dataset, transfer_syntax_uid)

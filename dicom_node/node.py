@@ -26,6 +26,7 @@ from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
 from dicom_node.metrics import CONTENT_TYPE, Metrics
 from dicom_node.promising import Promising
+from dicom_node.recorder import Recorder
 from dicom_node.scp import Scp
 from dicom_node.secret import own_secret
 from dicom_node.spool import Spool
@@ -50,10 +51,11 @@ class Node:
         self._spool = Spool(node.storage, minimum_free=settings.receive.minimum_free_megabytes * _MEGABYTE)
         self.node_id = identity(node.storage, host=socket.gethostname(), ae_title=node.ae_title, port=node.port)
         self.ledger = Ledger(settings.ledger_url, migrate=True)
-        self._promising = Promising(settings, self.ledger, self._spool)
-        intake = Intake(self.ledger, self._spool, node_id=self.node_id)
         self._audit = Audit(settings, self.ledger)
-        self._scp = Scp(settings, self.ledger, intake, self._promising, self._audit)
+        self._recorder = Recorder(self.ledger, self._spool, node_id=self.node_id, on_end=self._audit.received)
+        self._promising = Promising(settings, self.ledger, self._spool, self._recorder)
+        intake = Intake(self._spool, self._recorder)
+        self._scp = Scp(settings, self.ledger, intake, self._recorder, self._promising, self._audit)
         self._assembler = Assembler(
             self.ledger,
             self._spool,
@@ -78,6 +80,7 @@ class Node:
         self._audit.start(self.ledger.arrivals.interrupted(self.node_id))
         self._did(self._disposal.recover)
         self.ledger.arrivals.forget_associations_of(self.node_id, now=time.time())
+        self._recorder.start()
         if not self._settings.node.broker:
             self._start_children()
         port = self._scp.start()
@@ -135,6 +138,7 @@ class Node:
         """Finish the instances in flight and the jobs that run, then end everything."""
         self._promising.stop()
         self._scp.stop()
+        self._recorder.stop()
         if self._web is not None:
             self._web.stop()
         broker, workers = self._children[:1], self._children[1:]

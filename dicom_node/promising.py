@@ -32,6 +32,7 @@ from dicom_node.delivery import commit
 from dicom_node.errors import NodeError, PeerBusy, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.commitments import Known, Pending
+from dicom_node.recorder import Recorder
 from dicom_node.services import Status
 from dicom_node.spool import Spool
 
@@ -46,12 +47,19 @@ class Promising:
     """Answers requests for storage commitment, and sees to it that the answers are taken."""
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, spool: Spool, *, clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        spool: Spool,
+        recorder: Recorder,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """Look instances up in `ledger`, read them again from `spool`."""
+        """Look instances up in `ledger`, once `recorder` has seen to it; read them again from `spool`."""
         self._settings = settings
         self._ledger = ledger
         self._spool = spool
+        self._recorder = recorder
         self._clock = clock
         self._open: dict[int, Any] = {}  # associations that asked, by request
         self._under_way: set[int] = set()
@@ -148,6 +156,8 @@ class Promising:
 
         What will be promised is on record before it is said, so that no retention deletes it.
         """
+        if not self._recorder.flush():
+            raise Unavailable("what has arrived is not recorded yet")
         references = pending.request.references
         known = self._ledger.commitments.known([reference.sop_instance_uid for reference in references])
         verdicts = {each: self._judge(each, known.get(each.sop_instance_uid)) for each in references}

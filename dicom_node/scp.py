@@ -6,10 +6,7 @@ import socket
 import ssl
 import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,27 +14,34 @@ from pydicom import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 
-from dicom_node.audit import Audit, Transfers
+from dicom_node.associations import Associations, Opened
+from dicom_node.audit import Audit
 from dicom_node.commitment import STORAGE_COMMITMENT, Report
 from dicom_node.config import Settings
 from dicom_node.delivery.commit import answer_report
 from dicom_node.entities import AssociationIdentity
-from dicom_node.errors import InvalidInstance, SettingsError, Unavailable
-from dicom_node.intake import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Intake, Outcome
+from dicom_node.errors import SettingsError, Unavailable
+from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
+from dicom_node.listening import GuardedServer
+from dicom_node.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.pdata import StoreRequest
 from dicom_node.promising import Promising
+from dicom_node.recorder import Recorder
 from dicom_node.services import (
     A_ASSOCIATE_RJ,
     RESULT_TRANSFER_SYNTAXES,
     STORAGE_SOP_CLASSES,
     TRANSFER_SYNTAXES,
     VERIFICATION,
+    Answer,
     Caller,
     Rejection,
     Status,
 )
+from dicom_node.storing import Storing
 from dicom_node.tls import Reloading, fingerprint
-from dicom_node.wire import GuardedServer, Limits, TooLarge
+from dicom_node.wire import Limits, TooLarge
 
 log = structlog.get_logger()
 
@@ -45,22 +49,6 @@ _UNASSOCIATED = 100  # connections beyond the limit of associations, so that who
 _MEGABYTE = 1024 * 1024
 _NAMED = (1, 2)  # types of user identity: a user name, with or without a passcode (PS3.7 D.3.3.7)
 _ERROR_COMMENT = 64  # characters in a VR of LO
-
-
-@dataclass(slots=True)
-class _Open:
-    """An association that is open, and what it has sent so far."""
-
-    identity: AssociationIdentity
-    association: Any
-    started: float
-    released: bool = False
-    touched: bool = False
-    busy: bool = False  # a handler is at work on it
-    gone: bool = False  # it has ended; whoever is last, its handler or its end, closes the books
-    outcomes: dict[str, int] = field(default_factory=dict)
-    transfers: Transfers = field(default_factory=Transfers)
-    bytes: int = 0
 
 
 class Scp:
@@ -71,6 +59,7 @@ class Scp:
         settings: Settings,
         ledger: Ledger,
         intake: Intake,
+        recorder: Recorder,
         promising: Promising | None = None,
         audit: Audit | None = None,
     ) -> None:
@@ -80,12 +69,7 @@ class Scp:
         self._settings = settings
         self._ledger = ledger
         self._intake = intake
-        self._admission = settings.admission
-        self._open: dict[Any, _Open] = {}
-        self._unclosed: list[_Open] = []  # ended while the ledger was away
-        self._lock = threading.Lock()
-        self._in_flight = 0
-        self._stopping = False
+        self._associations = Associations(settings.admission, recorder.ended)
         self._servers: list[Any] = []
         self._tls: Reloading | None = None
 
@@ -124,7 +108,7 @@ class Scp:
     @property
     def open_associations(self) -> int:
         """Return how many associations are open."""
-        return len(self._open)
+        return len(self._associations.listed())
 
     def _listen(self, entity: AE, port: int, tls: Reloading | None = None) -> None:
         server: Any = entity.make_server(
@@ -132,6 +116,7 @@ class Scp:
             server_class=GuardedServer,
             evt_handlers=self._handlers(),
             limits=self._limits(),
+            store=self._store,
         )
         if tls is not None:
             server.tls = lambda: tls.context
@@ -158,14 +143,14 @@ class Scp:
 
     def stop(self, *, grace: float = 10.0) -> None:
         """Stop listening, finish the instances in flight, then end what is still open."""
-        self._stopping = True
+        self._associations.is_stopping = True
         if not self._servers:
             return
         deadline = time.monotonic() + grace
-        while self._in_flight and time.monotonic() < deadline:
+        while self._associations.at_work and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.1)  # the response to the last instance leaves after its handler has returned
-        for opened in self._listed():
+        time.sleep(0.1)  # the response to the last instance leaves after it has become durable
+        for opened in self._associations.listed():
             opened.association.abort(block=False)
         for server in self._servers:
             server.shutdown()
@@ -173,16 +158,12 @@ class Scp:
         self.reap(everything=True)
 
     def reap(self, *, everything: bool = False) -> None:
-        """End the record of associations whose thread is gone without a word; close what could not be closed."""
+        """End the record of associations whose thread is gone without a word."""
         if self._tls is not None and self._tls.reload():
             self._audit.certificate_reloaded()
-        for opened in self._listed():
+        for opened in self._associations.listed():
             if everything or not opened.association.is_alive():
-                self._ended(opened.association)
-        with self._lock:
-            unclosed, self._unclosed = self._unclosed, []
-        for opened in unclosed:
-            self._let_go(opened)
+                self._associations.ended(opened.association)
 
     def _handlers(self) -> list[Any]:
         return [
@@ -194,152 +175,83 @@ class Scp:
             (evt.EVT_C_STORE, self._on_c_store),
             (evt.EVT_N_ACTION, self._on_n_action),
             (evt.EVT_N_EVENT_REPORT, lambda event: answer_report(event, self._reported)),
-            (evt.EVT_RELEASED, self._on_released),
-            (evt.EVT_ABORTED, lambda event: self._ended(event.assoc)),
-            (evt.EVT_CONN_CLOSE, lambda event: self._ended(event.assoc)),
+            (evt.EVT_RELEASED, lambda event: self._associations.released(event.assoc)),
+            (evt.EVT_ABORTED, lambda event: self._associations.ended(event.assoc)),
+            (evt.EVT_CONN_CLOSE, lambda event: self._associations.ended(event.assoc)),
         ]
 
     # -- associations ---------------------------------------------------------------------------------------
 
     def _on_requested(self, event: Any) -> None:
-        requestor = event.assoc.requestor
-        identity = AssociationIdentity(
-            association_id=uuid.uuid4().hex,
-            calling_ae_title=_ae_title(requestor.primitive.calling_ae_title),
-            called_ae_title=_ae_title(requestor.primitive.called_ae_title),
-            address=str(requestor.address),
-        )
-        caller = _caller(event.assoc, identity)
-        rejection = self._admit(event.assoc, identity, caller)
+        caller = _caller(event.assoc)
+        rejection = self._associations.admit(event.assoc, caller)
         if rejection is None:
-            if self._admission.is_user_wanted(caller):
-                self._audit.admitted(identity, caller.user)
+            if self._settings.admission.is_user_wanted(caller):
+                self._audit.admitted(_identity(caller), caller.user)
             return
-        self._note_rejection(identity, rejection)
-        self._audit.rejected(identity, rejection, caller.user)
+        self._note_rejection(caller, rejection)
+        self._audit.rejected(_identity(caller), rejection, caller.user)
         event.assoc.acse.send_reject(*A_ASSOCIATE_RJ[rejection])
         event.assoc.is_rejected = True
         event.assoc.kill()
 
-    def _admit(self, association: Any, identity: AssociationIdentity, caller: Caller) -> Rejection | None:
-        """Judge and, in the same breath, count: two requests at once cannot both take the last place."""
-        with self._lock:
-            if self._stopping:
-                return Rejection.STOPPING
-            same = sum(o.identity.calling_ae_title == identity.calling_ae_title for o in self._open.values())
-            rejection = self._admission.judge(caller, open_in_all=len(self._open), open_of_peer=same)
-            if rejection is None:
-                self._open[association] = _Open(identity, association, time.monotonic())
-            return rejection
-
-    def _note_rejection(self, identity: AssociationIdentity, rejection: Rejection) -> None:
-        fields = {"calling_ae_title": identity.calling_ae_title, "called_ae_title": identity.called_ae_title}
-        log.warning("association.rejected", reason=rejection.value, address=identity.address, **fields)
-        self._note("association.rejected", reason=rejection.value, address=identity.address, **fields)
+    def _note_rejection(self, caller: Caller, rejection: Rejection) -> None:
+        fields = {"calling_ae_title": caller.calling_ae_title, "called_ae_title": caller.called_ae_title}
+        log.warning("association.rejected", reason=rejection.value, address=caller.address, **fields)
+        self._note("association.rejected", reason=rejection.value, address=caller.address, **fields)
 
     def _on_accepted(self, event: Any) -> None:
         """Tell the operator what was refused: a scanner that cannot send one object often gives up the study."""
         refused = [UID(context.abstract_syntax).name for context in event.assoc.rejected_contexts]
-        opened = self._open.get(event.assoc)
+        opened = self._associations.get(event.assoc)
         if not refused or opened is None:
             return
         fields = {"calling_ae_title": opened.identity.calling_ae_title, "sop_classes": sorted(set(refused))}
         log.warning("presentation_context.refused", **fields)
         self._note("presentation_context.refused", **fields)
 
-    def _on_released(self, event: Any) -> None:
-        opened = self._open.get(event.assoc)
-        if opened is not None:
-            opened.released = True
-        self._ended(event.assoc)
-
-    def _ended(self, association: Any) -> None:
-        """Close the books on an association; called once or more often, by whichever event comes first."""
-        with self._lock:
-            opened = self._open.pop(association, None)
-            if opened is None:
-                return
-            opened.gone = True
-            if opened.busy:  # its handler may still record an instance, and with it a hold on the series
-                return
-        self._close(opened)
-
-    def _close(self, opened: _Open) -> None:
-        if opened.touched:
-            self._let_go(opened)
-        self._audit.received(opened.identity, opened.transfers, is_released=opened.released)
-        if opened.outcomes:
-            log.info(
-                "association.ended",
-                calling_ae_title=opened.identity.calling_ae_title,
-                address=opened.identity.address,
-                how="released" if opened.released else "not released",
-                seconds=round(time.monotonic() - opened.started, 2),
-                megabytes=round(opened.bytes / 1e6, 3),
-                **opened.outcomes,
-            )
-
-    def _let_go(self, opened: _Open) -> None:
-        """Let go of the series that an association held; where the ledger is away, `reap` tries again."""
-        try:
-            self._ledger.arrivals.association_ended(
-                opened.identity.association_id, released=opened.released, now=time.time()
-            )
-        except Unavailable as error:
-            log.error("association.not_closed", reason=str(error))
-            with self._lock:
-                self._unclosed.append(opened)
-
-    def _listed(self) -> list[_Open]:
-        with self._lock:
-            return list(self._open.values())
-
     # -- C-STORE --------------------------------------------------------------------------------------------
 
-    def _on_c_store(self, event: Any) -> int | Dataset:
-        with self._flying(event.assoc) as opened:
-            if opened is None:  # it was ended while the message lay in the queue
-                return _answer(Status.PROCESSING_FAILURE, "The association is being closed")
-            try:
-                if self._stopping:
-                    raise Unavailable("The node is stopping")
-                return self._store(event, opened)
-            except InvalidInstance as error:
-                return self._refused(opened, error.status, str(error), error.offending_element)
-            except Unavailable as error:
-                return self._refused(opened, Status.OUT_OF_RESOURCES, str(error))
-            except Exception as error:  # a defect of ours must not cost the sender its association
-                log.exception("store.defect", error=type(error).__name__)
-                return self._refused(opened, Status.PROCESSING_FAILURE, "Internal error")
+    def _store(self, association: Any, context_id: int, request: StoreRequest) -> Storing | None:
+        """Return what takes a request as its bytes come; None where pynetdicom shall answer it."""
+        opened, context = self._associations.get(association), association._accepted_cx.get(context_id)
+        if opened is None or context is None or not context.as_scp:
+            return None
+        return self._storing(
+            opened, request.affected_sop_class_uid, request.affected_sop_instance_uid, str(context.transfer_syntax[0])
+        )
 
-    def _store(self, event: Any, opened: _Open) -> int:
-        request = event.request
-        data = request.DataSet
-        if data is None:
-            raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The C-STORE request has no data set")
+    def _on_c_store(self, event: Any) -> int | Dataset:
+        """Take a request that pynetdicom has collected: one whose command came in pieces, or between others."""
+        opened, request, data = self._associations.get(event.assoc), event.request, event.request.DataSet
+        if opened is None:  # it was ended while the message lay in the queue
+            return _answered(Answer(Status.PROCESSING_FAILURE, "The association is being closed"))
         if isinstance(data, TooLarge):
-            raise Unavailable("Larger than receive.maximum_instance_megabytes")
-        view = data.getbuffer()
-        opened.touched = True
-        outcome, header = self._intake.keep(
-            view,
-            transfer_syntax_uid=str(event.context.transfer_syntax),
-            affected_sop_class_uid=str(request.AffectedSOPClassUID),
-            affected_sop_instance_uid=str(request.AffectedSOPInstanceUID),
+            return _answered(Answer(Status.OUT_OF_RESOURCES, "Larger than receive.maximum_instance_megabytes"))
+        named = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+        storing = self._storing(opened, *named, str(event.context.transfer_syntax))
+        if data is not None:
+            storing.take(data.getbuffer())
+        return _answered(storing.answer())
+
+    def _storing(self, opened: Opened, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Storing:
+        begin = partial(
+            self._intake.begin,
+            affected_sop_class_uid=sop_class_uid,
+            affected_sop_instance_uid=sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
             association=opened.identity,
         )
-        opened.transfers.add(header, outcome)
-        opened.bytes += len(view)
-        opened.outcomes[outcome] = opened.outcomes.get(outcome, 0) + 1
-        if outcome is Outcome.QUARANTINED:
-            log.warning("instance.quarantined", calling_ae_title=opened.identity.calling_ae_title)
-        return Status.SUCCESS
+        maximum = self._settings.receive.maximum_instance_megabytes * _MEGABYTE
+        return Storing(self._associations, opened, begin, maximum=maximum)
 
     # -- storage commitment ---------------------------------------------------------------------------------
 
     def _on_n_action(self, event: Any) -> tuple[int | Dataset, None]:
         if self._promising is None or not self._settings.commitment.answer:
-            return _answer(Status.NOT_AUTHORISED, "commitment.answer = false: this node promises nothing"), None
+            return _answered(
+                Answer(Status.NOT_AUTHORISED, "commitment.answer = false: this node promises nothing")
+            ), None
         return self._promising.on_request(event, _ae_title(event.assoc.requestor.ae_title))
 
     def _reported(self, report: Report) -> bool:
@@ -348,30 +260,6 @@ class Scp:
         fields = {"committed": len(report.committed), "failed": len(report.failed)}
         log.info("commitment.received" if known else "commitment.unknown", **fields)
         return known
-
-    def _refused(self, opened: _Open, status: int, comment: str, offending_element: int | None = None) -> Dataset:
-        opened.outcomes["refused"] = opened.outcomes.get("refused", 0) + 1
-        title = opened.identity.calling_ae_title
-        log.warning("store.refused", status=f"0x{status:04X}", reason=comment, calling_ae_title=title)
-        return _answer(status, comment, offending_element)
-
-    @contextmanager
-    def _flying(self, association: Any) -> Iterator[_Open | None]:
-        """Count an instance as in flight while its handler runs, and its association as busy."""
-        with self._lock:
-            self._in_flight += 1
-            opened = self._open.get(association)
-            if opened is not None:
-                opened.busy = True
-        try:
-            yield opened
-        finally:
-            with self._lock:
-                self._in_flight -= 1
-                if opened is not None:
-                    opened.busy = False
-            if opened is not None and opened.gone:
-                self._close(opened)
 
     def _note(self, name: str, **fields: Any) -> None:
         try:
@@ -385,31 +273,36 @@ def _ae_title(sent: Any) -> str:
     return "".join(letter for letter in str(sent or "") if " " <= letter <= "~").strip()
 
 
-def _caller(association: Any, identity: AssociationIdentity) -> Caller:
+def _caller(association: Any) -> Caller:
     """Return who asks, with the certificate that TLS has verified and the user that is named (PS3.7 D.3.3.7)."""
-    connection = association.dul.socket.socket
+    connection, requestor = association.dul.socket.socket, association.requestor
     certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
-    user = association.requestor.user_identity
+    user = requestor.user_identity
     if user is not None and user.user_identity_type not in _NAMED:
         user = None  # a token that the node cannot verify names nobody
     return Caller(
-        identity.called_ae_title,
-        identity.calling_ae_title,
-        identity.address,
+        _ae_title(requestor.primitive.called_ae_title),
+        _ae_title(requestor.primitive.calling_ae_title),
+        str(requestor.address),
         fingerprint(certificate),
         (user.primary_field or b"").decode(errors="replace") if user else "",
         (user.secondary_field or b"").decode(errors="replace") if user else "",
     )
 
 
-def _answer(status: int, comment: str, offending_element: int | None = None) -> Dataset:
+def _identity(caller: Caller) -> AssociationIdentity:
+    return AssociationIdentity("", caller.calling_ae_title, caller.called_ae_title, caller.address)
+
+
+def _answered(answer: Answer) -> Dataset:
     """Return the status elements of a response (PS3.7 Annex C)."""
-    answer = Dataset()
-    answer.Status = int(status)
-    answer.ErrorComment = comment[:_ERROR_COMMENT]
-    if offending_element is not None:
-        answer.OffendingElement = [offending_element]
-    return answer
+    dataset = Dataset()
+    dataset.Status = int(answer.status)
+    if answer.comment:
+        dataset.ErrorComment = answer.comment[:_ERROR_COMMENT]
+    if answer.offending_element is not None:
+        dataset.OffendingElement = [answer.offending_element]
+    return dataset
 
 
 def _send_at_once(event: Any) -> None:

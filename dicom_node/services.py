@@ -192,10 +192,20 @@ class Status(IntEnum):
     CANNOT_UNDERSTAND = 0xC000
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is answered to a request: a status, and why (PS3.7 Annex C)."""
+
+    status: int
+    comment: str = ""  # at most 64 characters
+    offending_element: int | None = None
+
+
 STORE_ANSWERS: dict[Status, str] = {
-    Status.SUCCESS: "on stable storage and in the ledger; also for the same bytes again, and for other bytes under a "
-    "UID that is taken (set aside, event for the operator)",
-    Status.OUT_OF_RESOURCES: "disk below its watermark, storage or ledger away: nothing is kept, send again later",
+    Status.SUCCESS: "on stable storage, and in the ledger a moment later; also for the same bytes again, and for other "
+    "bytes under a UID that is taken (set aside, event for the operator)",
+    Status.OUT_OF_RESOURCES: "disk below its watermark, storage away, or the ledger for long: nothing is kept, send "
+    "again later",
     Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS: "the data set contradicts its command, or a UID is missing or malformed",
     Status.CANNOT_UNDERSTAND: "the data set cannot be parsed or is cut off",
     Status.PROCESSING_FAILURE: "an unexpected error, or the association is being closed",

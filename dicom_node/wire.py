@@ -7,26 +7,26 @@ garbage collector. The classes here stand in the places that it offers for its o
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 import ssl
-import sys
-import threading
+import struct
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any, cast
 
 import structlog
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import AssociationSocket
+
+from dicom_node.pdata import Broken, Inflow, StoreRequest, Taking, Violation
+from dicom_node.reactors import Announced, Provider
 
 log = structlog.get_logger()
 
@@ -37,10 +37,8 @@ _SLACK = 1024  # bytes by which a sender may have miscounted its P-DATA-TF
 _LARGEST_COMMAND = 1 << 16  # bytes of a command set
 _QUEUED = 4  # messages that wait for their handler before no more is read
 _PIECE = 1 << 18
-_BACKLOG = 128  # connections that may wait to be accepted; pynetdicom's own 5 make a burst wait for seconds
 _A_ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"  # by the service provider: invalid PDU parameter (PS3.8 9.3.8)
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_PAUSE = 0.1  # seconds without accepting where there is no descriptor left
+_LINGER = 0.02  # seconds for the next request of a series to come, before the thread looks at anything else
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,10 @@ class Limits:
         return _LARGEST_REQUEST if pdu_type == _A_ASSOCIATE_RQ else _LARGEST_OTHER
 
 
+Store = Callable[[Association, int, StoreRequest], Taking | None]
+"""Says who takes a C-STORE request that came in a presentation context; None: pynetdicom."""
+
+
 class TooLarge(BytesIO):
     """Stands for the data set of a message that was larger than what is taken: nothing of it was kept."""
 
@@ -73,15 +75,24 @@ class GuardedSocket(AssociationSocket):
         super().__init__(association, client_socket=client)
         self._limits = limits
         self._head = b""
-        client.settimeout(limits.network_timeout)
+        self._handed_on = b""
+        limit_waits(client, limits.network_timeout)
         self._client = client
 
     @property
+    def may_be_read(self) -> bool:
+        """Whether it is open, and there is room for a message: unanswered ones keep the peer waiting."""
+        is_open = self.socket is not None and self.socket.fileno() >= 0
+        return is_open and self.assoc.dimse.msg_queue.qsize() < _QUEUED
+
+    @property
     def ready(self) -> bool:
-        """Whether there is something to read, and room for it: unanswered messages keep the peer waiting."""
-        if self.assoc.dimse.msg_queue.qsize() >= _QUEUED:
-            return False
-        return _is_ready(self)
+        """Whether there is something to read, and room for it."""
+        return self.may_be_read and (bool(self._handed_on) or _is_ready(self))
+
+    def hand_on(self, content: bytes) -> None:
+        """Let what was read already be read again."""
+        self._handed_on = content
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Return the next bytes of a PDU: its head of six, then the rest.
@@ -95,7 +106,8 @@ class GuardedSocket(AssociationSocket):
             self._refuse()
         is_open = self.assoc.dul.state_machine.current_state not in ("Sta1", "Sta2")
         deadline = time.monotonic() + (self._limits.network_timeout if is_open else self._limits.association_timeout)
-        received = bytearray()
+        received = bytearray(self._handed_on[:nr_bytes])
+        self._handed_on = self._handed_on[nr_bytes:]
         while len(received) < nr_bytes:
             piece = self.socket.recv(min(nr_bytes - len(received), _PIECE))
             if not piece:
@@ -123,8 +135,23 @@ class GuardedSocket(AssociationSocket):
             self.assoc.dul.to_user_queue.put(cast(Any, None))
 
 
-class GuardedProvider(DULServiceProvider):
-    """The upper layer of one connection: where its state machine meets what it does not know, the connection ends."""
+class GuardedProvider(Provider):
+    """The upper layer of one connection: takes C-STORE itself, and ends what its state machine does not know."""
+
+    _inflow: Inflow | None = None
+
+    def connect(self, client: socket.socket, limits: Limits, store: Store | None) -> None:
+        """Read from `client`; `store` says who takes a C-STORE request."""
+        association = self.assoc
+        self.socket = GuardedSocket(association, client, limits)
+        if store is not None:
+            self._inflow = Inflow(
+                client,
+                longest_pdu=limits.longest(_P_DATA_TF),
+                timeout=limits.network_timeout,
+                begin=partial(store, association),
+                progressed=self._idle_timer.restart,
+            )
 
     def run_reactor(self) -> None:
         """Run until the connection ends; pynetdicom's own thread dies with a traceback and leaves everything open."""
@@ -141,6 +168,39 @@ class GuardedProvider(DULServiceProvider):
             if isinstance(self.socket, AssociationSocket):
                 self.socket._shutdown_socket()
 
+    def _is_transport_event(self) -> bool:
+        """Read what there is to read; C-STORE requests never come as far as the state machine."""
+        if self._inflow is not None and self._takes_messages() and cast(Any, self.socket).ready:
+            try:
+                handed_on = self._inflow.serve(linger=_LINGER, until=self._has_something_to_send)
+            except Broken as reason:
+                return self._broken(reason)
+            if not handed_on:
+                return True
+            cast(Any, self.socket).hand_on(handed_on)
+        return super()._is_transport_event()
+
+    def _takes_messages(self) -> bool:
+        """Return whether a new message may begin: data transfer, and no message that pynetdicom is collecting."""
+        association = self.assoc
+        return (
+            self.state_machine.current_state == "Sta6"
+            and association.is_established
+            and association.dimse.message is None
+            and not association.dimse.msg_queue.qsize()
+        )
+
+    def _has_something_to_send(self) -> bool:
+        return self._kill_thread or not self.to_provider_queue.empty() or not self.assoc.is_established
+
+    def _broken(self, reason: Broken) -> bool:
+        """End the connection in the middle of a message; pynetdicom does the rest."""
+        log.info("association.broken", reason=str(reason), address=self.assoc.requestor.address)
+        if isinstance(reason, Violation):
+            cast(Any, self.socket).send(_A_ABORT)
+        cast(Any, self.socket).close()
+        return True
+
 
 class GuardedMessages(DIMSEServiceProvider):
     """Messages of limited size: a command set that does not end ends the association, a data set is not kept."""
@@ -150,6 +210,7 @@ class GuardedMessages(DIMSEServiceProvider):
         super().__init__(association)
         self._limits = limits
         self._command = self._data = 0
+        self.msg_queue = Announced(cast(Any, association.dul).awake)
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Count what comes in before it is kept."""
@@ -179,144 +240,18 @@ class GuardedMessages(DIMSEServiceProvider):
             self.message.data_set = TooLarge()
 
 
-class GuardedHandler(RequestHandler):
-    """Makes an association of a connection: TLS first, in the connection's own thread."""
+def limit_waits(connection: socket.socket, seconds: float) -> None:
+    """Let no call on a connection wait longer than `seconds`.
 
-    server: GuardedServer
-
-    def handle(self) -> None:
-        """Shake hands, then let the association run; a peer that does not finish its handshake is let go."""
-        context = self.server.tls() if self.server.tls else None
-        if context is not None and not self._shake_hands(context):
-            return
-        super().handle()
-
-    def _shake_hands(self, context: ssl.SSLContext) -> bool:
-        plain: socket.socket = self.request
-        plain.settimeout(self.server.limits.association_timeout)
-        try:
-            self.request = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-            self.server.replaced(plain, self.request)
-            deadline = threading.Timer(self.server.limits.association_timeout, close, [self.request])
-            deadline.daemon = True
-            deadline.start()
-            try:
-                self.request.do_handshake()
-            finally:
-                deadline.cancel()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or type(error).__name__
-            self.server.on_failed_handshake(str(self.client_address[0]), str(reason))
-            close(self.request)
-            return False
-        return True
-
-    def _create_association(self) -> Association:
-        association = super()._create_association()
-        association.dul = GuardedProvider(association)
-        association.acse_timeout, association.network_timeout = self.ae.acse_timeout, self.ae.network_timeout
-        association.dul.socket = GuardedSocket(association, self.request, self.server.limits)
-        association.dimse = GuardedMessages(association, self.server.limits)
-        self.server.associated(self.request, association)
-        return association
-
-
-class GuardedServer(ThreadedAssociationServer):
-    """Accepts connections, as many as it may, in all and from one address, and lets go of every one that has ended."""
-
-    request_queue_size = _BACKLOG
-    daemon_threads = True
-
-    def __init__(
-        self,
-        entity: Any,
-        address: Any,
-        ae_title: str,
-        contexts: Any,
-        ssl_context: None,
-        *,
-        limits: Limits,
-        **options: Any,
-    ) -> None:
-        """Take what pynetdicom's own server takes, and `limits`."""
-        self.limits = limits
-        self.tls: Callable[[], ssl.SSLContext | None] | None = None
-        self.on_failed_handshake: Callable[[str, str], None] = lambda address, reason: None
-        self._connections: dict[socket.socket, tuple[str, Association | None]] = {}
-        self._guard = threading.Lock()
-        self._full = False
-        super().__init__(entity, address, ae_title, contexts, request_handler=GuardedHandler, **options)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept; where no descriptor is left, wait a moment rather than ask again at once."""
-        try:
-            return cast(socket.socket, self.socket).accept()
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                log.error("connection.refused", reason=f"no descriptors left: {error.strerror}")
-                time.sleep(_PAUSE)
-            raise
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Return whether a connection may stay; one that may not is closed at once."""
-        address = str(client_address[0])
-        with self._guard:
-            here = Counter(known for known, _ in self._connections.values())
-            admitted = (
-                len(self._connections) < self.limits.maximum_connections
-                and here[address] < self.limits.maximum_connections_per_address
-            )
-            if admitted:
-                self._connections[request] = (address, None)
-        if not admitted and not self._full:
-            log.warning("connection.refused", reason="limit of connections reached", address=address)
-        self._full = not admitted
-        return admitted
-
-    def replaced(self, before: socket.socket, after: socket.socket) -> None:
-        """Note that a connection goes on under another socket object: TLS takes over the descriptor."""
-        with self._guard:
-            self._connections[after] = self._connections.pop(before, ("", None))
-
-    def associated(self, request: socket.socket, association: Association) -> None:
-        """Note which association a connection has become."""
-        with self._guard:
-            address, _ = self._connections.get(request, ("", None))
-            self._connections[request] = (address, association)
-
-    def reap(self) -> None:
-        """Close what has ended without closing: an association whose threads are gone."""
-        with self._guard:
-            ended = [
-                request
-                for request, (_, association) in self._connections.items()
-                if (request.fileno() < 0 if association is None else _has_ended(association))
-            ]
-            for request in ended:
-                del self._connections[request]
-        for request in ended:
-            close(request)
-
-    def service_actions(self) -> None:
-        """Let go, twice a second."""
-        super().service_actions()
-        self.reap()
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection that has not become an association."""
-        with self._guard:
-            self._connections.pop(request, None)
-        close(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say that a connection failed; socketserver's own prints a traceback."""
-        error = sys.exc_info()[1]
-        log.error("connection.failed", error=type(error).__name__, address=str(client_address[0]))
-
-
-def _has_ended(association: Association) -> bool:
-    """Return whether both threads of an association are gone; one that has not started yet has not ended."""
-    return association.ident is not None and not association.is_alive() and not association.dul.is_alive()
+    The kernel sees to it where it can: with a time-out of Python's own, every read asks twice.
+    """
+    if isinstance(connection, ssl.SSLSocket):
+        connection.settimeout(seconds)
+        return
+    connection.settimeout(None)
+    interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
 
 
 def close(connection: socket.socket) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, select, update
+from sqlalchemy import Connection, delete, exists, select, update
 
 from dicom_node.entities import AssociationIdentity, Instance, SlicePlace
 from dicom_node.ledger.database import Database
@@ -59,6 +60,10 @@ class Interrupted:
     received: int
 
 
+Received = tuple[Instance, AssociationIdentity, float]
+"""An instance, the association that it came on, and when, in seconds since the epoch."""
+
+
 class Arrivals:
     """Facts about what was received."""
 
@@ -66,59 +71,59 @@ class Arrivals:
         """Use `database`."""
         self._database = database
 
-    def held(self, sop_instance_uid: str) -> Held | None:
-        """Return what is held under a SOP Instance UID, or None."""
-        query = (
-            select(instance.c.sha256, (series.c.complete_revision < series.c.revision).label("is_open"))
-            .join_from(instance, series)
-            .where(instance.c.sop_instance_uid == sop_instance_uid)
-        )
+    def held(self, sop_instance_uids: Sequence[str]) -> dict[str, Held]:
+        """Return what is held, by SOP Instance UID."""
+        query = select(
+            instance.c.sop_instance_uid,
+            instance.c.sha256,
+            (series.c.complete_revision < series.c.revision).label("is_open"),
+        ).join_from(instance, series)
         with self._database.reading() as connection:
-            row = connection.execute(query).one_or_none()
-            return None if row is None else Held(row.sha256, bool(row.is_open))
+            rows = connection.execute(query.where(instance.c.sop_instance_uid.in_(sop_instance_uids)))
+            return {row.sop_instance_uid: Held(row.sha256, bool(row.is_open)) for row in rows}
 
-    def hold(self, series_instance_uid: str, association: AssociationIdentity, *, node_id: str) -> None:
-        """Let an association hold a series open, though what it sends is here already: its release is evidence."""
+    def record(
+        self,
+        received: Sequence[Received],
+        again: Sequence[tuple[str, AssociationIdentity]] = (),
+        aside: Sequence[tuple[Subject, str]] = (),
+        *,
+        node_id: str,
+        now: float,
+    ) -> None:
+        """Record a group in one transaction; what comes after the completion of its series reopens it.
+
+        `again` names the series of instances that were here already: the association that sent them holds the
+        series open, for its release is evidence. `aside` is the subject and the path of what was quarantined.
+        """
+        # in one order everywhere: two nodes that record the same two series must not wait for each other
+        by_series = sorted(received, key=lambda each: each[0].header.series_instance_uid)
         with self._database.writing() as connection:
-            self._hold(connection, series_instance_uid, association, node_id)
+            for series_uid, group in groupby(by_series, key=lambda each: each[0].header.series_instance_uid):
+                self._record_series(connection, series_uid, list(group))
+            holds = [(each.header.series_instance_uid, association) for each, association, _ in by_series]
+            self._hold(connection, [*holds, *again], node_id)
+            for subject, path in aside:
+                write_event(connection, "instance.quarantined", now, subject, path=path)
 
-    def record(self, received: Instance, association: AssociationIdentity, *, node_id: str, now: float) -> None:
-        """Record one instance; the first opens its series, one that comes after completion reopens it."""
-        header = received.header
-        with self._database.writing() as connection:
-            revision = self._open_series(connection, received, association, now)
-            connection.execute(
-                instance.insert().values(
-                    sop_instance_uid=header.sop_instance_uid,
-                    sop_class_uid=header.sop_class_uid,
-                    series_instance_uid=header.series_instance_uid,
-                    transfer_syntax_uid=received.transfer_syntax_uid,
-                    number_of_frames=header.number_of_frames,
-                    place=_place_out(header.place),
-                    path=received.path,
-                    sha256=received.sha256,
-                    size=received.size,
-                    received_at=now,
-                )
-            )
-            connection.execute(
-                update(series)
-                .where(series.c.series_instance_uid == header.series_instance_uid)
-                .values(
-                    revision=revision,
-                    received=series.c.received + 1,
-                    bytes=series.c.bytes + received.size,
-                    announced=func.coalesce(header.announced, series.c.announced),
-                    last_activity=now,
-                    released=False,
-                )
-            )
-            self._hold(connection, header.series_instance_uid, association, node_id)
+    def _record_series(self, connection: Connection, series_uid: str, group: Sequence[Received]) -> None:
+        latest = max(at for _, _, at in group)
+        revision = self._open_series(connection, group, latest)
+        connection.execute(instance.insert(), [_row(each, at) for each, _, at in group])
+        announced = [each.header.announced for each, _, _ in group if each.header.announced is not None]
+        values = {
+            "revision": revision,
+            "received": series.c.received + len(group),
+            "bytes": series.c.bytes + sum(each.size for each, _, _ in group),
+            "announced": announced[-1] if announced else series.c.announced,
+            "last_activity": latest,
+            "released": False,
+        }
+        connection.execute(update(series).where(series.c.series_instance_uid == series_uid).values(values))
 
-    def _open_series(
-        self, connection: Connection, received: Instance, association: AssociationIdentity, now: float
-    ) -> int:
-        """Make the series' row where there is none; return the revision that the new instance belongs to."""
+    def _open_series(self, connection: Connection, group: Sequence[Received], now: float) -> int:
+        """Make the series' row where there is none; return the revision that the new instances belong to."""
+        received, association, _ = group[0]
         header = received.header
         made = connection.execute(
             self._database.insert(series)
@@ -144,21 +149,18 @@ class Arrivals:
         query = select(series.c.revision, series.c.complete_revision)
         query = query.where(series.c.series_instance_uid == header.series_instance_uid).with_for_update()
         revision, complete = connection.execute(query).one()
-        if complete < revision or use_of(header.sop_class_uid) is Use.KEPT:
+        if complete < revision or all(use_of(each.header.sop_class_uid) is Use.KEPT for each, _, _ in group):
             # what is no image changes nothing that a model sees: the same input must not be run again
             return int(revision)
         write_event(connection, "series.reopened", now, subject, revision=revision + 1)
         return int(revision) + 1
 
-    def _hold(
-        self, connection: Connection, series_instance_uid: str, association: AssociationIdentity, node_id: str
-    ) -> None:
-        values = {
-            "association_id": association.association_id,
-            "series_instance_uid": series_instance_uid,
-            "node_id": node_id,
-        }
-        connection.execute(self._database.insert(holding).values(values).on_conflict_do_nothing())
+    def _hold(self, connection: Connection, holds: Sequence[tuple[str, AssociationIdentity]], node_id: str) -> None:
+        """Let associations hold series open."""
+        pairs = dict.fromkeys((association.association_id, series_uid) for series_uid, association in holds)
+        for association_id, series_uid in sorted(pairs):
+            values = {"association_id": association_id, "series_instance_uid": series_uid, "node_id": node_id}
+            connection.execute(self._database.insert(holding).values(values).on_conflict_do_nothing())
 
     def association_ended(self, association_id: str, *, released: bool, now: float) -> None:
         """Let go of every series that the association held; `released` says that it ended as it should."""
@@ -235,6 +237,22 @@ def _stored_instance(row: Any) -> StoredInstance:
         sha256=row["sha256"],
         place=_place_in(row["place"]),
     )
+
+
+def _row(received: Instance, at: float) -> dict[str, Any]:
+    header = received.header
+    return {
+        "sop_instance_uid": header.sop_instance_uid,
+        "sop_class_uid": header.sop_class_uid,
+        "series_instance_uid": header.series_instance_uid,
+        "transfer_syntax_uid": received.transfer_syntax_uid,
+        "number_of_frames": header.number_of_frames,
+        "place": _place_out(header.place),
+        "path": received.path,
+        "sha256": received.sha256,
+        "size": received.size,
+        "received_at": at,
+    }
 
 
 def _place_out(place: SlicePlace | None) -> list[Sequence[float]] | None:

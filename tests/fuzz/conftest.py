@@ -76,6 +76,7 @@ def receiver_in_process(tmp_path):
     from dicom_node.config import parse
     from dicom_node.intake import Intake
     from dicom_node.ledger import Ledger
+    from dicom_node.recorder import Recorder
     from dicom_node.scp import Scp
     from dicom_node.spool import Spool
     from tests.datasets import CT, EXPLICIT, as_file, ct
@@ -83,7 +84,10 @@ def receiver_in_process(tmp_path):
     def send() -> int:
         settings = parse('[node]\nhost = "127.0.0.1"\nport = 0\nstorage = "storage"', base=tmp_path)
         ledger = Ledger(settings.ledger_url, migrate=True)
-        scp = Scp(settings, ledger, Intake(ledger, Spool(settings.node.storage), node_id="node"))
+        spool = Spool(settings.node.storage)
+        recorder = Recorder(ledger, spool, node_id="node")
+        recorder.start()
+        scp = Scp(settings, ledger, Intake(spool, recorder), recorder)
         port = scp.start()
         entity = AE(ae_title="SCANNER")
         entity.acse_timeout = entity.dimse_timeout = 5
@@ -95,6 +99,7 @@ def receiver_in_process(tmp_path):
             return answer.Status
         finally:
             scp.stop(grace=1.0)
+            recorder.stop()
             ledger.close()
 
     return send

@@ -17,6 +17,7 @@ from dicom_node import log
 from dicom_node.config import Settings, parse
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
+from dicom_node.recorder import Recorder
 from dicom_node.scp import Scp
 from dicom_node.spool import Spool
 
@@ -123,8 +124,14 @@ class Receiver:
         self.ledger = ledger
         minimum = self.settings.receive.minimum_free_megabytes * 1024 * 1024
         self.spool = Spool(self.settings.node.storage, minimum_free=minimum)
-        self.scp = Scp(self.settings, ledger, Intake(ledger, self.spool, node_id="node"))
+        self.recorder = Recorder(ledger, self.spool, node_id="node")
+        self.recorder.start()
+        self.scp = Scp(self.settings, ledger, Intake(self.spool, self.recorder), self.recorder)
         self.port = self.scp.start()
+
+    def stop(self, *, grace: float = 2.0) -> None:
+        self.scp.stop(grace=grace)
+        self.recorder.stop()
 
     def associate(self, *contexts: tuple[str, str], calling: str = "SCANNER", called: str = "DICOM_NODE", timeout=30):
         entity = AE(ae_title=calling)
@@ -134,9 +141,11 @@ class Receiver:
         return entity.associate("127.0.0.1", self.port, ae_title=called)
 
     def events(self, name: str) -> list[dict[str, Any]]:
+        assert self.recorder.flush()
         return [event for event in self.ledger.history.recent_events(limit=10_000) if event["name"] == name]
 
     def files(self, folder: str = "studies") -> list[Path]:
+        assert self.recorder.flush()
         return sorted((self.spool.storage / folder).rglob("*.dcm"))
 
 
@@ -151,7 +160,7 @@ def receiver(tmp_path, ledger):
 
     yield make
     for one in made:
-        one.scp.stop(grace=2.0)
+        one.stop()
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from dicom_node.intake import Intake
 from dicom_node.ledger.jobs import StoredResult
 from dicom_node.lifecycle import State
 from dicom_node.promising import Promising
+from dicom_node.recorder import Recorder
 from dicom_node.routing import Order
 from dicom_node.scp import Scp
 from tests.acceptance.stand import OrthancProcess
@@ -109,11 +110,13 @@ def promising_node(tmp_path, ledger, request):
             base=tmp_path,
         )
         spool = Spool(settings.node.storage)
-        promising = Promising(settings, ledger, spool)
-        scp = Scp(settings, ledger, Intake(ledger, spool, node_id="node"), promising)
+        recorder = Recorder(ledger, spool, node_id="node")
+        recorder.start()
+        promising = Promising(settings, ledger, spool, recorder)
+        scp = Scp(settings, ledger, Intake(spool, recorder), recorder, promising)
         listening = scp.start()
         promising.start()
-        made.append((promising, scp))
+        made.append((promising, scp, recorder))
         return scp, listening
 
     start.end = lambda: [part.stop() for pair in made for part in pair] and made.clear()
@@ -163,9 +166,9 @@ def test_bytes_that_are_no_longer_what_was_received_are_not_promised(promising_n
     _, port = promising_node()
     association = scanner.associate(port)
     stored(association, 1, 2, 3)
-    first, second, _ = sorted(
-        (tmp_path / "storage" / "studies").rglob("*.dcm"), key=lambda path: dcmread(path).InstanceNumber
-    )
+    studies = tmp_path / "storage" / "studies"
+    eventually(lambda: len(list(studies.rglob("*.dcm"))) == 3)
+    first, second, _ = sorted(studies.rglob("*.dcm"), key=lambda path: dcmread(path).InstanceNumber)
     data = bytearray(first.read_bytes())
     data[-1] ^= 1
     first.write_bytes(data)
@@ -354,7 +357,8 @@ class Sender:
 
     def _delivery(self, tmp_path) -> int:
         deadline = time.time() + 5
-        while self.ledger.arrivals.open_series()[0].held_open and time.time() < deadline:
+        while [series.held_open for series in self.ledger.arrivals.open_series()] != [False]:
+            assert time.time() < deadline
             time.sleep(0.02)
         (series,) = self.ledger.arrivals.open_series()
         order = Order("a_model", send_to=("PACS",), routes=("route",))

@@ -14,6 +14,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 from pynetdicom.dimse_primitives import C_STORE
 
 from dicom_node.errors import LedgerUnavailable
+from dicom_node.intake import Incoming
 from dicom_node.ledger import Ledger
 from dicom_node.services import A_ASSOCIATE_RJ, Rejection, Status
 from tests.datasets import (
@@ -148,24 +149,31 @@ def test_below_the_watermark_the_sender_hears_out_of_resources(receiver, ledger)
     assert ledger.history.counts()["instances"] == 0
 
 
-def test_a_locked_ledger_is_out_of_resources_and_then_it_works(receiver, tmp_path, monkeypatch):
+def test_what_arrives_while_the_ledger_is_locked_is_recorded_when_it_is_free_again(
+    receiver, ledger, tmp_path, monkeypatch, eventually
+):
     monkeypatch.setattr("dicom_node.ledger.database._BUSY_TIMEOUT", 0.3)
-    impatient = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
     node = receiver()
-    monkeypatch.setattr(node.scp._intake, "_ledger", impatient)
+    node.recorder._ledger = impatient = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
     association = node.associate((CT, EXPLICIT))
     other = sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 
-    first = send(association, ct())
+    first = send(association, ct(1))
+    eventually(lambda: node.recorder._is_away)
+    monkeypatch.setattr("dicom_node.recorder._BACKLOG", 0)
+    second = send(association, ct(2))
+    monkeypatch.undo()
+    assert len(node.spool.inbox.waiting()) == 1
     other.execute("ROLLBACK")
     other.close()
-    second = send(association, ct())
+    third = send(association, ct(2))
 
     association.release()
+    assert (first.Status, second.Status, third.Status) == (0x0000, 0xA700, 0x0000)
+    assert len(node.files()) == 2
+    assert ledger.history.counts()["instances"] == 2
     impatient.close()
-    assert (first.Status, second.Status) == (0xA700, 0x0000)
-    assert len(node.files()) == 1
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,7 @@ def test_a_defect_of_ours_is_a_processing_failure_and_not_the_end_of_the_associa
     def defect(*_args, **_kwargs):
         raise KeyError("Zzyzx^Secretive")
 
-    monkeypatch.setattr(node.scp._intake, "keep", defect)
+    monkeypatch.setattr(node.scp._intake, "begin", defect)
     association = node.associate((CT, EXPLICIT))
 
     answer = send(association, ct())
@@ -250,7 +258,7 @@ def test_the_limit_in_all_rejects_for_now_and_a_place_that_is_free_again_is_give
     assert rejection(node.associate(calling="CT9")) == (2, 3, 2)
 
     held[0].release()
-    eventually(lambda: len(node.scp._open) == 1)
+    eventually(lambda: len(node.scp._associations.listed()) == 1)
     third = node.associate(calling="CT9")
     assert third.is_established
     third.release()
@@ -302,6 +310,7 @@ def test_the_next_node_in_the_process_is_strict_again(receiver):
 
 
 def the_series(node):
+    assert node.recorder.flush()
     (series,) = node.ledger.arrivals.open_series()
     return series
 
@@ -338,26 +347,26 @@ def test_a_cut_connection_ends_the_hold_and_is_no_evidence(receiver, eventually)
 
     eventually(lambda: not the_series(node).held_open)
     assert not the_series(node).released
-    eventually(lambda: not node.scp._open)
+    eventually(lambda: not node.scp._associations.listed())
 
 
 def test_a_connection_cut_while_its_instance_is_stored_holds_nothing_open(receiver, eventually, monkeypatch):
     node = receiver()
-    keep, entered, go_on = node.spool.keep, threading.Event(), threading.Event()
+    keep, entered, go_on = Incoming.keep, threading.Event(), threading.Event()
 
-    def slow(*args):
+    def slow(self):
         entered.set()
         go_on.wait(10)
-        return keep(*args)
+        return keep(self)
 
-    monkeypatch.setattr(node.scp._intake._spool, "keep", slow)
+    monkeypatch.setattr(Incoming, "keep", slow)
     association = node.associate((CT, EXPLICIT))
     sender = threading.Thread(target=lambda: send(association, ct()), daemon=True)
     sender.start()
     entered.wait(10)
 
     association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
-    eventually(lambda: not node.scp._open)
+    time.sleep(0.3)
     go_on.set()
 
     eventually(node.ledger.arrivals.open_series)
@@ -370,20 +379,18 @@ def test_an_end_that_the_ledger_did_not_hear_of_is_told_later(receiver, eventual
     node = receiver()
     association = node.associate((CT, EXPLICIT))
     send(association, ct())
+    assert the_series(node).held_open
 
     def away(*_args, **_kwargs):
         raise LedgerUnavailable
 
     monkeypatch.setattr(node.ledger.arrivals, "association_ended", away)
     association.release()
-    eventually(lambda: not node.scp._open)
-    eventually(lambda: node.scp._unclosed)
-    node.scp.reap()
-    assert the_series(node).held_open
+    eventually(lambda: node.recorder._is_away)
+    assert node.ledger.arrivals.open_series()[0].held_open
     monkeypatch.undo()
-    node.scp.reap()
 
-    assert not the_series(node).held_open
+    eventually(lambda: not the_series(node).held_open)
     assert the_series(node).released
 
 
@@ -391,7 +398,7 @@ def test_nagle_is_off_on_the_accepted_socket(receiver):
     node = receiver()
     association = node.associate()
 
-    (opened,) = node.scp._open.values()
+    (opened,) = node.scp._associations.listed()
     option = opened.association.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     assert option
@@ -403,14 +410,14 @@ def test_nagle_is_off_on_the_accepted_socket(receiver):
 
 def test_a_stop_finishes_the_instance_in_flight(receiver, monkeypatch):
     node = receiver()
-    keep, entered = node.spool.keep, threading.Event()
+    keep, entered = Incoming.keep, threading.Event()
 
-    def slow(*args):
+    def slow(self):
         entered.set()
         time.sleep(0.5)
-        return keep(*args)
+        return keep(self)
 
-    monkeypatch.setattr(node.scp._intake._spool, "keep", slow)
+    monkeypatch.setattr(Incoming, "keep", slow)
     association = node.associate((CT, EXPLICIT))
     answers: list[Dataset] = []
     sender = threading.Thread(target=lambda: answers.append(send(association, ct())))
@@ -422,7 +429,7 @@ def test_a_stop_finishes_the_instance_in_flight(receiver, monkeypatch):
     sender.join(10)
     assert answers[0].Status == 0x0000
     assert len(node.files()) == 1
-    assert not node.ledger.arrivals.open_series()[0].held_open
+    assert not the_series(node).held_open
 
 
 def test_a_stop_ends_idle_associations_and_leaves_no_thread(receiver, eventually):
@@ -431,12 +438,12 @@ def test_a_stop_ends_idle_associations_and_leaves_no_thread(receiver, eventually
     associations = [node.associate(calling=f"CT{number}") for number in range(10)]
     started = time.monotonic()
 
-    node.scp.stop()
+    node.stop(grace=10.0)
 
     assert time.monotonic() - started < 3.0
     eventually(lambda: all(not association.is_established for association in associations))
     eventually(lambda: threading.active_count() <= before, seconds=15)
-    assert not node.scp._open
+    assert not node.scp._associations.listed()
 
 
 def test_nobody_hears_success_for_what_is_not_there_when_the_node_stops_under_load(receiver, eventually):
@@ -465,7 +472,8 @@ def test_nobody_hears_success_for_what_is_not_there_when_the_node_stops_under_lo
 
     kept = {path.stem for path in node.files()}
     assert set(acknowledged) <= kept
-    assert all(node.ledger.arrivals.held(one) for one in acknowledged)
+    assert set(node.ledger.arrivals.held(acknowledged)) == set(acknowledged)
+    assert node.recorder.flush()
     assert not any(series.held_open for series in node.ledger.arrivals.open_series())
 
 
@@ -498,7 +506,7 @@ def test_twenty_associations_with_the_same_study_keep_every_instance_once(receiv
 def test_no_descriptor_is_left_after_many_associations(receiver, eventually):
     node = receiver()
     node.associate().release()
-    eventually(lambda: not node.scp._open)
+    eventually(lambda: not node.scp._associations.listed())
     time.sleep(0.3)
     before = len(os.listdir("/proc/self/fd"))
 

@@ -19,6 +19,7 @@ from dicom_node.entities import AssociationIdentity
 from dicom_node.errors import LedgerUnavailable
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
+from dicom_node.recorder import Ended, Recorder
 from dicom_node.routing import Route
 from dicom_node.spool import Spool
 from tests.datasets import CT, EXPLICIT, ct, dataset_bytes_of, encoded, uid
@@ -78,39 +79,47 @@ class Machine:
         spool = Spool(self.folder)
         spool.sweep_incoming()
         self.ledger.arrivals.forget_associations_of("node", now=self.now)
-        self.intake = Intake(self.ledger, spool, node_id="node", clock=lambda: self.now)
+        self.recorder = Recorder(self.ledger, spool, node_id="node", clock=lambda: self.now)
+        self.recorder.recover()
+        self.intake = Intake(spool, self.recorder, clock=lambda: self.now)
         self.assembler = Assembler(
             self.ledger, spool, completion=COMPLETION, routes=ROUTES, catalogue={"model": Folder()}
         )
 
     def send(self, wanted: list[tuple[str, int]], *, crash: int | None, where: str, released: bool) -> None:
-        """Send instances on one association; die at number `crash`, before or after its row is committed."""
+        """Send instances on one association; die at number `crash`: before its group is recorded, in it, or after."""
         self.associations += 1
         identity = AssociationIdentity(f"a{self.associations}", "SCANNER", "NODE", "127.0.0.1")
         try:
             for place, key in enumerate(wanted):
                 self.now += 0.01
-                if place == crash:
-                    self._die(where)
                 self._keep(key, identity)
                 self.acknowledged.add(key)
+                if place == crash:
+                    self._die(where)
+                if place % 3 == 0:
+                    self.recorder.drain()
             if crash is not None:
-                raise Crash  # a duplicate is not recorded: die at the end instead
+                raise Crash
         except Crash:
             self.boot()
             return
-        self.ledger.arrivals.association_ended(identity.association_id, released=released, now=self.now)
+        self.recorder.ended(Ended(identity, released, self.now))
+        self.recorder.drain()
 
     def _die(self, where: str) -> None:
-        arrivals = self.ledger.arrivals
-        record = arrivals.record
+        """Die with what was acknowledged in the inbox, with it at its place, or with its rows committed as well."""
+        record = self.ledger.arrivals.record
 
         def dying(*args, **kwargs):
             if where == "after":
                 record(*args, **kwargs)
             raise Crash
 
-        arrivals.record = dying
+        self.ledger.arrivals.record = dying
+        if where != "inbox":
+            self.recorder.drain()
+        raise Crash
 
     def _keep(self, key: tuple[str, int], identity: AssociationIdentity) -> None:
         name, number = key
@@ -123,6 +132,7 @@ class Machine:
         )
 
     def tick(self, seconds: float) -> None:
+        self.recorder.drain()
         self.now += seconds
         self.assembler.tick(now=self.now)
 
@@ -132,7 +142,7 @@ SENDINGS = st.lists(
     st.tuples(
         st.lists(st.sampled_from(KEYS), max_size=10),  # with duplicates, in any order
         st.none() | st.integers(0, 9),
-        st.sampled_from(["before", "after"]),
+        st.sampled_from(["inbox", "before", "after"]),
         st.booleans(),
         st.sampled_from([0.0, 1.0, 3.0, 30.0]),
     ),
@@ -178,6 +188,7 @@ def check(machine: Machine) -> None:
     for (name, number), data in INSTANCES.items():
         assert dataset_bytes_of(files[f"{uid('study', name, number)}.dcm"].read_bytes()) == data
     assert not list((machine.folder / "incoming").iterdir())
+    assert not list((machine.folder / "arrived").iterdir())
 
 
 @settings(max_examples=15, deadline=None)
@@ -189,16 +200,15 @@ def test_a_ledger_that_is_away_now_and_then_costs_retries_and_nothing_else(empty
         keys = [("one", 1), ("one", 2), ("one", 3), ("one", 4), ("two", 1)]
 
         for place, number in enumerate(order):
+            machine._keep(keys[number - 1], identity)
             if place in away:
                 machine.ledger.arrivals.record = unavailable
-                try:
-                    machine._keep(keys[number - 1], identity)
-                except LedgerUnavailable:
-                    pass
-                else:
-                    raise AssertionError("acknowledged without a row")
+                with pytest.raises(LedgerUnavailable):
+                    machine.recorder.drain()
                 machine.ledger.arrivals.record = record
-            machine._keep(keys[number - 1], identity)
+            elif place % 2:
+                machine.recorder.drain()
+        machine.recorder.drain()
 
         assert machine.ledger.history.counts()["instances"] == 5
 

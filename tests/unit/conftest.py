@@ -7,6 +7,7 @@ import pytest
 from dicom_node.entities import AssociationIdentity
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
+from dicom_node.recorder import Recorder
 from dicom_node.spool import Spool
 
 
@@ -28,5 +29,10 @@ def association():
 
 
 @pytest.fixture
-def intake(ledger, spool):
-    return Intake(ledger, spool, node_id="node", clock=lambda: 1000.0)
+def recorder(ledger, spool):
+    return Recorder(ledger, spool, node_id="node", clock=lambda: 1000.0)
+
+
+@pytest.fixture
+def intake(spool, recorder):
+    return Intake(spool, recorder, clock=lambda: 1000.0)

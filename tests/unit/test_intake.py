@@ -1,33 +1,56 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import threading
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pydicom import dcmread
 from pydicom.uid import AllTransferSyntaxes
 
 from dicom_node.errors import InvalidInstance, LedgerUnavailable, SpoolFull
-from dicom_node.intake import Intake, Outcome
+from dicom_node.recorder import Outcome, Recorder
 from dicom_node.services import Status
+from dicom_node.spool import Spool
 from tests.datasets import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, ct, dataset_bytes_of, encoded, uid
 
 
 @pytest.fixture
-def keep(intake, association):
-    """Keeps a dataset, with a command that fits it."""
+def arrive(intake, association):
+    """Makes a dataset durable, with a command that fits it; nothing is recorded yet."""
 
-    def keep(dataset, *, syntax=EXPLICIT, data=None, intake=intake, association=association, **command):
+    def arrive(dataset, *, syntax=EXPLICIT, data=None, association=association, **command):
         return intake.keep(
             memoryview(encoded(dataset, syntax) if data is None else data),
             transfer_syntax_uid=syntax,
             affected_sop_class_uid=command.get("sop_class_uid", str(dataset.SOPClassUID)),
             affected_sop_instance_uid=command.get("sop_instance_uid", str(dataset.SOPInstanceUID)),
             association=association,
-        )[0]
+        )
+
+    return arrive
+
+
+@pytest.fixture
+def keep(arrive, recorder):
+    """Keeps and records a dataset; returns what became of it."""
+
+    def keep(dataset, **how):
+        before = Counter(outcomes_of(recorder))
+        arrive(dataset, **how)
+        recorder.drain()
+        (outcome,) = (Counter(outcomes_of(recorder)) - before).elements()
+        return outcome
 
     return keep
+
+
+def outcomes_of(recorder):
+    return sum((brought.outcomes for brought in recorder._brought.values()), Counter())
 
 
 def one_series(ledger):
@@ -141,30 +164,23 @@ def test_data_that_contradict_their_command_are_refused(keep, ledger, spool, com
     assert not ledger.arrivals.open_series()
 
 
-def test_a_ledger_that_is_away_before_the_file_is_written_leaves_nothing(keep, ledger, spool, monkeypatch):
-    monkeypatch.setattr(ledger.arrivals, "held", broken)
-
-    with pytest.raises(LedgerUnavailable):
-        keep(ct())
-
-    assert not files(spool)
-    monkeypatch.undo()
-    assert keep(ct()) is Outcome.STORED
-
-
-def test_a_ledger_that_goes_away_after_the_file_was_written_costs_a_retry(keep, ledger, spool, monkeypatch):
+def test_what_arrives_while_the_ledger_is_away_is_durable_and_recorded_later(
+    arrive, recorder, ledger, spool, monkeypatch
+):
     monkeypatch.setattr(ledger.arrivals, "record", broken)
+    arrive(ct())
 
     with pytest.raises(LedgerUnavailable):
-        keep(ct())
+        recorder.drain()
+
+    assert len(spool.inbox.waiting()) == 1
     monkeypatch.undo()
+    recorder.drain()
+    assert one_series(ledger).received == 1
+    assert not spool.inbox.waiting()
 
-    assert not ledger.arrivals.open_series()
-    assert keep(ct()) is Outcome.STORED
-    assert len(files(spool)) == 1
 
-
-def test_a_commit_whose_answer_got_lost_is_a_duplicate_the_second_time(keep, ledger, monkeypatch):
+def test_a_commit_whose_answer_got_lost_is_recorded_once(arrive, recorder, ledger, spool, monkeypatch):
     record = ledger.arrivals.record
 
     def lost(*args, **kwargs):
@@ -172,65 +188,161 @@ def test_a_commit_whose_answer_got_lost_is_a_duplicate_the_second_time(keep, led
         raise LedgerUnavailable
 
     monkeypatch.setattr(ledger.arrivals, "record", lost)
+    arrive(ct())
     with pytest.raises(LedgerUnavailable):
-        keep(ct())
+        recorder.drain()
     monkeypatch.undo()
 
-    assert keep(ct()) is Outcome.DUPLICATE
+    recorder.drain()
+
     assert one_series(ledger).received == 1
+    assert not spool.inbox.waiting()
 
 
-def test_a_file_that_a_crash_left_unrecorded_is_replaced(keep, ledger, spool, monkeypatch):
-    monkeypatch.setattr(ledger.arrivals, "record", broken)
+def test_too_much_that_waits_for_the_ledger_shuts_the_door(arrive, ledger, monkeypatch):
+    monkeypatch.setattr("dicom_node.recorder._BACKLOG", 2)
+    arrive(ct(1))
+    arrive(ct(2))
+
     with pytest.raises(LedgerUnavailable):
-        keep(ct(pixel=9))
+        arrive(ct(3))
+
+
+def test_the_next_life_records_what_the_last_one_acknowledged(arrive, ledger, spool):
+    arrive(ct(1))
+    arrive(ct(2))
+
+    reborn = Recorder(ledger, Spool(spool.storage), node_id="node")
+
+    assert reborn.recover() == 2
+    reborn.drain()
+    series = one_series(ledger)
+    assert (series.received, series.calling_ae_title, series.held_open, series.released) == (2, "SCANNER", False, False)
+    (first, second) = ledger.arrivals.instances_of(uid("study", "series"))
+    assert first.sha256 == hashlib.sha256(encoded(ct(1))).hexdigest()
+    assert dataset_bytes_of(spool.absolute(second.path).read_bytes()) == encoded(ct(2))
+    assert not spool.inbox.waiting()
+
+
+def test_the_next_life_finds_what_was_recorded_but_not_taken_out_a_duplicate(
+    arrive, recorder, ledger, spool, monkeypatch
+):
+    arrive(ct())
+    monkeypatch.setattr(Path, "unlink", broken)  # died between the commit and this
+    with pytest.raises(LedgerUnavailable):
+        recorder.drain()
     monkeypatch.undo()
+
+    reborn = Recorder(ledger, Spool(spool.storage), node_id="node")
+    reborn.recover()
+    reborn.drain()
+
+    assert one_series(ledger).received == 1
+    assert not spool.inbox.waiting()
+
+
+@pytest.mark.parametrize("torn", [b"", b"\0" * 100, "half", "zeros", "flipped"])
+def test_what_a_power_cut_has_torn_is_thrown_away(arrive, ledger, spool, torn):
+    arrive(ct())
+    (path,) = spool.inbox.waiting()
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "half": content[: len(content) // 2],
+            "zeros": content[:-200] + bytes(200),
+            "flipped": content[:-1] + bytes([content[-1] ^ 1]),
+        }.get(torn, torn)
+    )
+
+    reborn = Recorder(ledger, Spool(spool.storage), node_id="node")
+
+    assert reborn.recover() == 0
+    assert not spool.inbox.waiting()
+
+
+def test_a_file_that_a_crash_left_unrecorded_is_replaced(keep, ledger, spool):
+    place = spool.storage / "studies" / uid("study") / uid("study", "series") / f"{uid('study', 'series', 1)}.dcm"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"something else")
 
     assert keep(ct()) is Outcome.STORED
 
-    assert dataset_bytes_of(files(spool)[0].read_bytes()) == encoded(ct())
+    assert dataset_bytes_of(place.read_bytes()) == encoded(ct())
 
 
-def test_a_full_disk_records_nothing(keep, ledger, spool, monkeypatch):
+def test_a_full_disk_keeps_nothing(arrive, ledger, spool, monkeypatch):
     def full(*_args, **_kwargs):
-        raise SpoolFull
+        raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(spool, "keep", full)
+    monkeypatch.setattr(os, "write", full)
 
     with pytest.raises(SpoolFull):
-        keep(ct())
+        arrive(ct())
 
-    assert not ledger.arrivals.open_series()
+    monkeypatch.undo()
+    assert not files(spool)
 
 
-def test_the_file_is_on_disk_before_the_ledger_knows_it(keep, ledger, spool, monkeypatch):
+def test_file_and_name_are_on_stable_storage_before_the_row_and_the_place_before_the_inbox_is_emptied(
+    arrive, recorder, ledger, spool, monkeypatch
+):
     order = []
-    written, recorded = spool.keep, ledger.arrivals.record
-    monkeypatch.setattr(spool, "keep", lambda *a: (written(*a), order.append("file"))[0])
-    monkeypatch.setattr(ledger.arrivals, "record", lambda *a, **k: (recorded(*a, **k), order.append("row"))[0])
+    fsync, record, unlink = os.fsync, ledger.arrivals.record, Path.unlink
 
-    keep(ct())
+    def synced(descriptor):
+        order.append("fsync " + os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{spool.storage}/")[:9])
+        fsync(descriptor)
 
-    assert order == ["file", "row"]
+    monkeypatch.setattr(os, "fsync", synced)
+    arrive(ct())
+    assert order == ["fsync arrived/#", "fsync arrived"] or [each[:13] for each in order] == ["fsync arrived"] * 2
+    order.clear()
+    monkeypatch.setattr(ledger.arrivals, "record", lambda *a, **k: (record(*a, **k), order.append("row"))[0])
+    monkeypatch.setattr(Path, "unlink", lambda self, **k: (order.append("unlink"), unlink(self, **k))[1])
+
+    recorder.drain()
+
+    assert order[-2:] == ["row", "unlink"]
+    assert order[-3] == "fsync studies/1"
 
 
-def test_the_same_instance_from_many_associations_at_once_is_stored_once(ledger, spool, association, keep):
-    intake = Intake(ledger, spool, node_id="node")
-    outcomes, barrier = [], threading.Barrier(8)
+def test_the_same_instance_from_many_associations_at_once_is_stored_once(ledger, recorder, association, arrive):
+    barrier = threading.Barrier(8)
 
     def send(number):
         barrier.wait()
-        outcomes.append(keep(ct(), intake=intake, association=replace(association, association_id=str(number))))
+        arrive(ct(), association=replace(association, association_id=str(number)))
 
     threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    recorder.drain()
 
-    assert sorted(outcomes) == [Outcome.DUPLICATE] * 7 + [Outcome.STORED]
+    assert outcomes_of(recorder) == {Outcome.STORED: 1, Outcome.DUPLICATE: 7}
     assert one_series(ledger).received == 1
-    assert not intake._locks._locks
+
+
+def test_what_cannot_be_recorded_costs_no_other_instance_and_not_its_own_file(
+    arrive, recorder, ledger, spool, monkeypatch
+):
+    record = ledger.arrivals.record
+
+    def poisoned(received, *args, **kwargs):
+        if any(each.header.sop_instance_uid == uid("study", "series", 2) for each, _, _ in received):
+            raise KeyError("a defect of ours")
+        record(received, *args, **kwargs)
+
+    monkeypatch.setattr(ledger.arrivals, "record", poisoned)
+    for number in (1, 2, 3):
+        arrive(ct(number))
+    recorder._thread.start()
+    assert recorder.flush()
+    recorder.stop()
+
+    assert one_series(ledger).received == 2
+    assert len(spool.inbox.waiting()) == 1
 
 
 def test_the_nodes_own_result_opens_a_series_that_says_so(keep, ledger):

@@ -11,6 +11,7 @@ import pytest
 from dicom_node.entities import AssociationIdentity, Header, Instance
 from dicom_node.errors import LedgerUnavailable
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.arrivals import Held
 from dicom_node.ledger.jobs import LostLease, StoredResult
 from dicom_node.lifecycle import Happening, IllegalTransition, Kind, State
 from dicom_node.routing import Order
@@ -36,9 +37,13 @@ def instance(number: int = 1, series: str = "1.2.3", **header) -> Instance:
     return Instance(Header(**{**values, **header}), "1.2.840.10008.1.2.1", f"p/{series}.{number}", "f" * 64, 1000)
 
 
+def record(ledger: Ledger, one: Instance, association, *, node_id: str = "node", now: float = 1.0) -> None:
+    ledger.arrivals.record([(one, association, now)], node_id=node_id, now=now)
+
+
 def receive(ledger: Ledger, number: int = 1, series: str = "1.2.3", *, now: float = 1.0, **header) -> None:
     association = replace(ASSOCIATION, association_id=f"a{number}")
-    ledger.arrivals.record(instance(number, series, **header), association, node_id="node", now=now)
+    record(ledger, instance(number, series, **header), association, now=now)
     ledger.arrivals.association_ended(association.association_id, released=True, now=now)
 
 
@@ -82,12 +87,11 @@ def test_what_was_recorded_is_what_is_read(ledger):
 
     (series,) = ledger.arrivals.open_series()
     assert (series.received, series.announced, series.released, series.held_open) == (1, 7, True, False)
-    assert ledger.arrivals.held("1.2.3.1").sha256 == "f" * 64
-    assert ledger.arrivals.held("9.9") is None
+    assert ledger.arrivals.held(["1.2.3.1", "9.9"]) == {"1.2.3.1": Held("f" * 64, True)}
 
 
 def test_an_open_association_holds_the_series_and_its_end_lets_go(ledger):
-    ledger.arrivals.record(instance(), ASSOCIATION, node_id="node", now=1.0)
+    record(ledger, instance(), ASSOCIATION, node_id="node", now=1.0)
     assert ledger.arrivals.open_series()[0].held_open
 
     ledger.arrivals.association_ended("a1", released=False, now=5.0)
@@ -97,8 +101,8 @@ def test_an_open_association_holds_the_series_and_its_end_lets_go(ledger):
 
 
 def test_two_associations_hold_until_the_second_has_ended(ledger):
-    ledger.arrivals.record(instance(1), ASSOCIATION, node_id="node", now=1.0)
-    ledger.arrivals.record(instance(2), replace(ASSOCIATION, association_id="a2"), node_id="node", now=2.0)
+    record(ledger, instance(1), ASSOCIATION, node_id="node", now=1.0)
+    record(ledger, instance(2), replace(ASSOCIATION, association_id="a2"), node_id="node", now=2.0)
 
     ledger.arrivals.association_ended("a1", released=True, now=3.0)
 
@@ -106,8 +110,8 @@ def test_two_associations_hold_until_the_second_has_ended(ledger):
 
 
 def test_a_restart_lets_go_of_what_died_with_the_node_and_starts_the_quiet_period(ledger):
-    ledger.arrivals.record(instance(), ASSOCIATION, node_id="node", now=1.0)
-    ledger.arrivals.record(instance(1, "1.2.4"), ASSOCIATION, node_id="other", now=1.0)
+    record(ledger, instance(), ASSOCIATION, node_id="node", now=1.0)
+    record(ledger, instance(1, "1.2.4"), ASSOCIATION, node_id="other", now=1.0)
 
     ledger.arrivals.forget_associations_of("node", now=500.0)
 
@@ -173,7 +177,8 @@ def test_an_instance_that_comes_while_the_series_is_looked_at_undoes_the_decisio
 
 def test_an_association_that_comes_while_the_series_is_looked_at_undoes_the_decision(ledger):
     receive(ledger)
-    ledger.arrivals.hold("1.2.3", replace(ASSOCIATION, association_id="late"), node_id="node")
+    late = replace(ASSOCIATION, association_id="late")
+    ledger.arrivals.record([], [("1.2.3", late)], node_id="node", now=2.0)
 
     assert complete(ledger) is None
 

@@ -18,14 +18,26 @@ def header(number: int = 1, study: str = "1.2", series: str = "1.2.3") -> Header
     return Header("1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{number}", study, series, "CT", 1, None, None, False)
 
 
+def settle(spool: Spool, one: Header, content: bytes = b"x") -> str:
+    """Let a file arrive, and give it its place."""
+    file = spool.inbox.open()
+    try:
+        file.write(content)
+        path = spool.settle(file.keep(), one)
+    finally:
+        file.close()
+    spool.sync([path])
+    return path
+
+
 def test_the_bytes_lie_where_the_path_says(spool):
-    path = spool.keep(header(), b"preamble", memoryview(b"dataset"))
+    path = settle(spool, header(), b"content")
 
     assert path == "studies/1.2/1.2.3/1.2.3.1.dcm"
-    assert spool.absolute(path).read_bytes() == b"preambledataset"
+    assert spool.absolute(path).read_bytes() == b"content"
 
 
-def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(spool, monkeypatch):
+def test_a_result_is_synced_before_it_gets_its_name_and_the_folder_after(spool, monkeypatch):
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -40,11 +52,53 @@ def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(spool, 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)
 
-    spool.keep(header(), b"", b"x")
+    spool.keep_result("1.2.34", b"x")
 
     assert calls[0].startswith("fsync /incoming/")
-    assert calls[-2:] == ["rename", "fsync /studies/1.2/1.2.3"]
-    assert {"fsync ", "fsync /studies", "fsync /studies/1.2"} <= set(calls[1:-2]), "every new folder is durable as well"
+    assert calls[-2:] == ["rename", "fsync /results/34"]
+    assert {"fsync ", "fsync /results"} <= set(calls[1:-2]), "every new folder is durable as well"
+
+
+def test_a_file_that_arrives_has_no_name_until_it_is_whole_and_then_a_durable_one(spool, monkeypatch):
+    synced: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+    file = spool.inbox.open()
+    file.write(b"half")
+    assert not list(spool.inbox.folder.iterdir())
+
+    path = file.keep()
+
+    file.close()
+    assert path.read_bytes() == b"half"
+    assert len(synced) == 2
+    assert synced[1] == str(spool.inbox.folder)
+
+
+def test_a_file_that_is_not_kept_is_gone(spool):
+    file = spool.inbox.open()
+    file.write(b"half")
+    file.close()
+
+    assert not list(spool.inbox.folder.iterdir())
+
+
+def test_where_files_must_have_names_the_next_start_sweeps_them(spool, monkeypatch):
+    opened = os.open
+
+    def without_unnamed(path, flags, *args, **kwargs):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "not on this file system")
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", without_unnamed)
+    assert spool.absolute(settle(spool, header(), b"content")).read_bytes() == b"content"
+    abandoned = spool.inbox.open()
+    abandoned.write(b"half")
+    assert spool.inbox.waiting() == [path for path in spool.inbox.waiting() if path.suffix == ".dcm"]
+
+    assert Spool(spool.storage).sweep_incoming() == 1
+    abandoned.close()
 
 
 def test_a_folder_that_another_thread_makes_this_moment_is_synced_nevertheless(spool, monkeypatch):
@@ -53,18 +107,16 @@ def test_a_folder_that_another_thread_makes_this_moment_is_synced_nevertheless(s
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
 
-    spool.keep(header(), b"", b"x")
+    settle(spool, header())
 
     assert str(spool.storage / "studies" / "1.2") in synced
 
 
-def test_nothing_is_written_below_the_watermark(tmp_path):
+def test_nothing_is_let_in_below_the_watermark(tmp_path):
     spool = Spool(tmp_path, minimum_free=1 << 60)
 
     with pytest.raises(SpoolFull, match="watermark"):
-        spool.keep(header(), b"", b"x")
-
-    assert not list(tmp_path.rglob("*.dcm"))
+        spool.require_room(1)
 
 
 def test_a_result_may_use_the_room_below_the_watermark(tmp_path):
@@ -88,14 +140,16 @@ def tiny_disk(tmp_path):
 
 def test_a_full_disk_says_so_and_leaves_nothing_behind(tiny_disk):
     spool = Spool(tiny_disk)
-    spool.keep(header(1), b"", b"x" * 1000)
+    settle(spool, header(1), b"x" * 1000)
 
     with pytest.raises(SpoolFull, match="disk is full"):
-        spool.keep(header(2), b"", b"x" * 1_000_000)
+        settle(spool, header(2), b"x" * 1_000_000)
+    with pytest.raises(SpoolFull, match="disk is full"):
+        spool.keep_result("1.2.9", b"x" * 1_000_000)
 
     assert not list((tiny_disk / "incoming").iterdir())
-    assert [path.name for path in tiny_disk.rglob("*.dcm")] == ["1.2.3.1.dcm"]
-    spool.keep(header(3), b"", b"y" * 1000)
+    assert [path.name for path in (tiny_disk / "studies").rglob("*.dcm")] == ["1.2.3.1.dcm"]
+    settle(spool, header(3), b"y" * 1000)
 
 
 def test_a_limit_on_file_size_is_a_full_disk_too(spool):
@@ -103,11 +157,11 @@ def test_a_limit_on_file_size_is_a_full_disk_too(spool):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with pytest.raises(SpoolFull):
-            spool.keep(header(), b"", b"x" * 10_000)
+            settle(spool, header(), b"x" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    assert not list((spool.storage / "incoming").iterdir())
+    assert not list(spool.inbox.folder.iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.ESTALE])
@@ -118,9 +172,8 @@ def test_a_disk_that_errs_is_unavailable_not_a_defect(spool, monkeypatch, number
     monkeypatch.setattr(os, "fsync", broken)
 
     with pytest.raises(Unavailable):
-        spool.keep(header(), b"", b"x")
+        settle(spool, header())
 
-    assert not list((spool.storage / "incoming").iterdir())
     assert not list(spool.storage.rglob("*.dcm"))
 
 
@@ -129,13 +182,11 @@ def test_a_write_that_takes_only_a_part_is_continued(spool, monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
     content = bytes(range(256)) * 4
 
-    path = spool.keep(header(), b"preamble", content)
-
-    assert spool.absolute(path).read_bytes() == b"preamble" + content
+    assert spool.absolute(settle(spool, header(), content)).read_bytes() == content
 
 
 def test_leftovers_of_an_earlier_life_are_swept_and_only_those(spool):
-    kept = spool.keep(header(), b"", b"x")
+    kept = settle(spool, header())
     (spool.storage / "incoming" / "abandoned").write_bytes(b"half")
 
     swept = Spool(spool.storage).sweep_incoming()
@@ -146,15 +197,10 @@ def test_leftovers_of_an_earlier_life_are_swept_and_only_those(spool):
 
 
 def test_a_folder_that_was_deleted_from_outside_is_made_again(spool):
-    spool.keep(header(1), b"", b"x")
+    settle(spool, header(1))
     shutil.rmtree(spool.storage / "studies")
-    shutil.rmtree(spool.storage / "incoming")
 
-    with pytest.raises(Unavailable):  # what we remember is wrong once
-        spool.keep(header(2), b"", b"x")
-    path = spool.keep(header(2), b"", b"x")
-
-    assert spool.absolute(path).exists()
+    assert spool.absolute(settle(spool, header(2))).exists()
 
 
 def test_other_bytes_of_one_result_never_take_the_place_of_the_first(spool):
@@ -166,14 +212,18 @@ def test_other_bytes_of_one_result_never_take_the_place_of_the_first(spool):
     assert first_digest != second_digest
 
 
-def test_many_threads_keep_many_instances_of_one_new_series(spool):
+def test_many_threads_let_many_instances_arrive(spool):
     failures = []
 
     def keep(number):
+        file = spool.inbox.open()
         try:
-            spool.keep(header(number), b"", str(number).encode())
+            file.write(str(number).encode())
+            file.keep()
         except Exception as error:
             failures.append(error)
+        finally:
+            file.close()
 
     threads = [threading.Thread(target=keep, args=(number,)) for number in range(50)]
     for thread in threads:
@@ -182,14 +232,14 @@ def test_many_threads_keep_many_instances_of_one_new_series(spool):
         thread.join()
 
     assert not failures
-    assert len(list(spool.storage.rglob("*.dcm"))) == 50
+    assert sorted(int(path.read_bytes()) for path in spool.inbox.waiting()) == list(range(50))
 
 
 def test_the_descriptors_are_given_back(spool):
     before = len(os.listdir("/proc/self/fd"))
 
     for number in range(20):
-        spool.keep(header(number), b"", b"x")
+        settle(spool, header(number))
 
     assert len(os.listdir("/proc/self/fd")) == before
 

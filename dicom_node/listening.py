@@ -1,0 +1,188 @@
+"""Accepts connections, and makes associations of them: as many as there may be, each let go of when it has ended."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, cast
+
+import structlog
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.association import Association
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from dicom_node.reactors import Reactor
+from dicom_node.wire import GuardedMessages, GuardedProvider, Limits, Store, close
+
+log = structlog.get_logger()
+
+_BACKLOG = 128  # connections that may wait to be accepted; pynetdicom's own 5 make a burst wait for seconds
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE = 0.1  # seconds without accepting where there is no descriptor left
+
+
+class GuardedHandler(RequestHandler):
+    """Makes an association of a connection: TLS first, in the connection's own thread."""
+
+    server: GuardedServer
+
+    def handle(self) -> None:
+        """Shake hands, then let the association run; a peer that does not finish its handshake is let go."""
+        context = self.server.tls() if self.server.tls else None
+        if context is not None and not self._shake_hands(context):
+            return
+        super().handle()
+
+    def _shake_hands(self, context: ssl.SSLContext) -> bool:
+        plain: socket.socket = self.request
+        plain.settimeout(self.server.limits.association_timeout)
+        try:
+            self.request = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+            self.server.replaced(plain, self.request)
+            deadline = threading.Timer(self.server.limits.association_timeout, close, [self.request])
+            deadline.daemon = True
+            deadline.start()
+            try:
+                self.request.do_handshake()
+            finally:
+                deadline.cancel()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or type(error).__name__
+            self.server.on_failed_handshake(str(self.client_address[0]), str(reason))
+            close(self.request)
+            return False
+        return True
+
+    def _create_association(self) -> Association:
+        """Make an association as pynetdicom does, but for its threads, its limits, and the contexts that all share.
+
+        pynetdicom copies the supported contexts for each; it only reads them, and a copy takes longer than the rest.
+        """
+        server, entity = self.server, self.ae
+        association = Reactor(entity, MODE_ACCEPTOR)
+        association._server = server
+        provider = GuardedProvider(association)
+        association.dul = provider
+        association.acse_timeout, association.network_timeout = entity.acse_timeout, entity.network_timeout
+        provider.connect(self.request, server.limits, server.store)
+        association.dimse = GuardedMessages(association, server.limits)
+        association.acceptor.maximum_length = entity.maximum_pdu_size
+        association.acceptor.ae_title = server.ae_title
+        association.acceptor.address_info = self.local
+        association.acceptor.implementation_class_uid = entity.implementation_class_uid
+        association.acceptor.implementation_version_name = entity.implementation_version_name
+        association.acceptor.supported_contexts = server.contexts
+        association.requestor.address_info = self.remote
+        bound: Any = server._handlers
+        for event, handlers in bound.items():
+            for handler in [handlers] if event.is_intervention else handlers:
+                if handler:
+                    association.bind(event, *handler)
+        server.associated(self.request, association)
+        return association
+
+
+class GuardedServer(ThreadedAssociationServer):
+    """Accepts connections, as many as it may, in all and from one address, and lets go of every one that has ended."""
+
+    request_queue_size = _BACKLOG
+    daemon_threads = True
+
+    def __init__(
+        self,
+        entity: Any,
+        address: Any,
+        ae_title: str,
+        contexts: Any,
+        ssl_context: None,
+        *,
+        limits: Limits,
+        store: Store | None = None,
+        **options: Any,
+    ) -> None:
+        """Take what pynetdicom's own server takes, `limits`, and `store`, which says who takes a C-STORE request."""
+        self.limits = limits
+        self.store = store
+        self.tls: Callable[[], ssl.SSLContext | None] | None = None
+        self.on_failed_handshake: Callable[[str, str], None] = lambda address, reason: None
+        self._connections: dict[socket.socket, tuple[str, Association | None]] = {}
+        self._guard = threading.Lock()
+        self._full = False
+        super().__init__(entity, address, ae_title, contexts, request_handler=GuardedHandler, **options)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept; where no descriptor is left, wait a moment rather than ask again at once."""
+        try:
+            return cast(socket.socket, self.socket).accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                log.error("connection.refused", reason=f"no descriptors left: {error.strerror}")
+                time.sleep(_PAUSE)
+            raise
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Return whether a connection may stay; one that may not is closed at once."""
+        address = str(client_address[0])
+        with self._guard:
+            here = Counter(known for known, _ in self._connections.values())
+            admitted = (
+                len(self._connections) < self.limits.maximum_connections
+                and here[address] < self.limits.maximum_connections_per_address
+            )
+            if admitted:
+                self._connections[request] = (address, None)
+        if not admitted and not self._full:
+            log.warning("connection.refused", reason="limit of connections reached", address=address)
+        self._full = not admitted
+        return admitted
+
+    def replaced(self, before: socket.socket, after: socket.socket) -> None:
+        """Note that a connection goes on under another socket object: TLS takes over the descriptor."""
+        with self._guard:
+            self._connections[after] = self._connections.pop(before, ("", None))
+
+    def associated(self, request: socket.socket, association: Association) -> None:
+        """Note which association a connection has become."""
+        with self._guard:
+            address, _ = self._connections.get(request, ("", None))
+            self._connections[request] = (address, association)
+
+    def reap(self) -> None:
+        """Close what has ended without closing: an association whose threads are gone."""
+        with self._guard:
+            ended = [
+                request
+                for request, (_, association) in self._connections.items()
+                if (request.fileno() < 0 if association is None else _has_ended(association))
+            ]
+            for request in ended:
+                del self._connections[request]
+        for request in ended:
+            close(request)
+
+    def service_actions(self) -> None:
+        """Let go, twice a second."""
+        super().service_actions()
+        self.reap()
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that has not become an association."""
+        with self._guard:
+            self._connections.pop(request, None)
+        close(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say that a connection failed; socketserver's own prints a traceback."""
+        error = sys.exc_info()[1]
+        log.error("connection.failed", error=type(error).__name__, address=str(client_address[0]))
+
+
+def _has_ended(association: Association) -> bool:
+    """Return whether both threads of an association are gone; one that has not started yet has not ended."""
+    return association.ident is not None and not association.is_alive() and not association.dul.is_alive()

@@ -1,0 +1,267 @@
+"""C-STORE requests straight from the connection to whoever takes them: PDUs are parsed in place, nothing is collected.
+
+One message is looked at, at its beginning. Where it is a C-STORE request as PS3.7 Section 9.3.1 has it, its data set is
+read into one buffer that is used again and again, and its response is sent at once. Everything else goes on to
+pynetdicom untouched, byte for byte.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dicom_node.services import Answer
+
+_P_DATA_TF = 0x04
+_COMMAND, _LAST = 0x01, 0x02  # message control header (PS3.8 Annex E.2)
+_C_STORE_RQ, _C_STORE_RSP, _NO_DATA_SET = 0x0001, 0x8001, 0x0101  # PS3.7 Annex E.1
+_LONGEST_COMMAND = 4096  # bytes; a C-STORE request has some 200
+_PIECE = 1 << 18  # bytes that are passed on at once: file systems take large pieces at half the price of small ones
+_BUFFER = 3 << 17
+_PDU_HEAD = struct.Struct(">BxL")
+_PDV_HEAD = struct.Struct(">LBB")
+_ELEMENT = struct.Struct("<HHL")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRequest:
+    """The command of a C-STORE (PS3.7 Table 9.3-1), as far as it is acted upon."""
+
+    message_id: int
+    affected_sop_class_uid: str
+    affected_sop_instance_uid: str
+
+
+class Taking(Protocol):
+    """Takes one data set, fragment by fragment; the fragments are gone when `take` has returned."""
+
+    def take(self, fragment: memoryview) -> None:
+        """Take the next bytes; never raises."""
+
+    def answer(self) -> Answer:
+        """Return what to answer now that the data set is whole; never raises."""
+
+    def abandon(self) -> None:
+        """Forget it: there will be no more."""
+
+
+class Broken(Exception):
+    """The peer has gone, is too slow, or speaks no DICOM: the connection is of no more use."""
+
+
+class Violation(Broken):
+    """What came is not what PS3.8 allows to come here."""
+
+
+def read_store_request(command: bytes) -> StoreRequest | None:
+    """Return the request that a command set is; None where it is another, or one that is not understood."""
+    elements: dict[int, bytes] = {}
+    at = 0
+    while at + 8 <= len(command):
+        group, element, length = _ELEMENT.unpack_from(command, at)
+        at += 8 + length
+        if group or at > len(command):
+            return None
+        elements[element] = command[at - length : at]
+    if elements.get(0x0100) != b"\x01\x00" or elements.get(0x0800) in (None, b"\x01\x01"):
+        return None
+    message_id = elements.get(0x0110, b"")
+    sop_class_uid, sop_instance_uid = (elements.get(tag, b"").rstrip(b"\x00 ") for tag in (0x0002, 0x1000))
+    if len(message_id) != 2 or not sop_class_uid.isascii() or not sop_instance_uid.isascii() or at != len(command):
+        return None
+    return StoreRequest(int.from_bytes(message_id, "little"), sop_class_uid.decode(), sop_instance_uid.decode())
+
+
+def response(context_id: int, request: StoreRequest, answer: Answer) -> bytes:
+    """Return the C-STORE response as one P-DATA-TF (PS3.7 Table 9.3-2)."""
+    elements = [
+        _element(0x0002, request.affected_sop_class_uid.encode(), b"\x00"),
+        _element(0x0100, _C_STORE_RSP.to_bytes(2, "little")),
+        _element(0x0120, request.message_id.to_bytes(2, "little")),
+        _element(0x0800, _NO_DATA_SET.to_bytes(2, "little")),
+        _element(0x0900, answer.status.to_bytes(2, "little")),
+    ]
+    if answer.offending_element is not None:
+        tag = answer.offending_element
+        elements.append(_element(0x0901, struct.pack("<HH", tag >> 16, tag & 0xFFFF)))
+    if answer.comment:
+        elements.append(_element(0x0902, answer.comment.encode("ascii", "replace"), b" "))
+    elements.append(_element(0x1000, request.affected_sop_instance_uid.encode(), b"\x00"))
+    body = b"".join(elements)
+    command = _element(0x0000, len(body).to_bytes(4, "little")) + body
+    return (
+        _PDU_HEAD.pack(_P_DATA_TF, len(command) + 6)
+        + _PDV_HEAD.pack(len(command) + 2, context_id, _COMMAND | _LAST)
+        + command
+    )
+
+
+def _element(element: int, value: bytes, padding: bytes = b"") -> bytes:
+    value += padding * (len(value) % 2)
+    return _ELEMENT.pack(0x0000, element, len(value)) + value
+
+
+class Inflow:
+    """Reads one connection while its association is established."""
+
+    def __init__(
+        self,
+        connection: Any,
+        *,
+        longest_pdu: int,
+        timeout: float,
+        begin: Callable[[int, StoreRequest], Taking | None],
+        progressed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Read from `connection`, a socket that does not let a call wait for ever.
+
+        `begin` is given the presentation context and the request and returns who takes it, or None where pynetdicom
+        shall; `timeout` is what one PDU may take, in seconds; `progressed` is called after each.
+        """
+        self._connection = connection
+        self._longest_pdu = longest_pdu
+        self._timeout = timeout
+        self._begin = begin
+        self._progressed = progressed
+        self._is_tls = isinstance(connection, ssl.SSLSocket)
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._head = memoryview(bytearray(_PDU_HEAD.size + _PDV_HEAD.size))
+        self._in_pdu = 0  # bytes of the present PDU that are still to be read
+        self._deadline = 0.0
+
+    def serve(self, *, linger: float, until: Callable[[], bool]) -> bytes:
+        """Serve C-STORE requests for as long as one follows another within `linger` seconds, and not `until`.
+
+        Returns what was read of a message that is not ours, to be read again by pynetdicom; empty where nothing came.
+        Raises Broken where the connection is of no more use.
+        """
+        while True:
+            if handed_on := self._message():
+                return handed_on
+            if not self._in_pdu and (until() or not self._is_readable(linger)):
+                return b""
+
+    def _message(self) -> bytes:
+        """Serve one message, or return the beginning of one that is not ours."""
+        if not self._in_pdu:
+            head = self._read(_PDU_HEAD.size)
+            pdu_type, length = _PDU_HEAD.unpack(head)
+            if pdu_type != _P_DATA_TF or not _PDV_HEAD.size <= length <= self._longest_pdu:
+                return head
+            self._begin_pdu(length)
+        pdv = length, context_id, control = self._pdv(self._read(_PDV_HEAD.size))
+        if control != _COMMAND | _LAST or length > min(_LONGEST_COMMAND, self._in_pdu):
+            return self._handed_on(pdv, b"")
+        command = self._read(length)
+        self._in_pdu -= length
+        request = read_store_request(command)
+        taking = self._begin(context_id, request) if request else None
+        if request is None or taking is None:
+            return self._handed_on(pdv, command)
+        try:
+            self._data_set(context_id, taking)
+        except BaseException:
+            taking.abandon()
+            raise
+        self._send(response(context_id, request, taking.answer()))
+        return b""
+
+    def _data_set(self, context_id: int, taking: Taking) -> None:
+        """Read a data set; its fragments come to lie side by side, and are passed on in large pieces."""
+        filled, head = 0, self._read(self._next_head())
+        while head:
+            left, found, control = self._pdv(head)
+            if found != context_id or control & _COMMAND or left > self._in_pdu:
+                raise Violation("no fragment of the data set where it goes on")
+            self._in_pdu -= left
+            while left > _BUFFER - filled:
+                left -= _BUFFER - filled
+                self._fill(self._buffer[filled:], self._head[:0])
+                taking.take(self._buffer)
+                filled = 0
+            after = self._head[: 0 if control & _LAST else self._next_head()]
+            self._fill(self._buffer[filled : filled + left], after)
+            filled += left
+            if filled >= _PIECE or (filled and not after):
+                taking.take(self._buffer[:filled])
+                filled = 0
+            head = bytes(after)
+
+    def _next_head(self) -> int:
+        """Return how long the head of the next fragment is: that of its PDU comes first where the present one ends."""
+        return _PDV_HEAD.size if self._in_pdu else _PDU_HEAD.size + _PDV_HEAD.size
+
+    def _pdv(self, head: bytes) -> tuple[int, int, int]:
+        """Return the length of the value, the context and the control of the PDV that a head begins."""
+        if len(head) > _PDV_HEAD.size:
+            pdu_type, length = _PDU_HEAD.unpack_from(head)
+            if pdu_type != _P_DATA_TF or not _PDV_HEAD.size <= length <= self._longest_pdu:
+                raise Violation("no P-DATA-TF where the data set goes on")  # an A-ABORT, or a broken sender
+            self._begin_pdu(length)
+        length, context_id, control = _PDV_HEAD.unpack_from(head, len(head) - _PDV_HEAD.size)
+        if self._in_pdu < _PDV_HEAD.size or length < 2:
+            raise Violation("a PDV that is not all there")
+        self._in_pdu -= _PDV_HEAD.size
+        return length - 2, context_id, control
+
+    def _begin_pdu(self, length: int) -> None:
+        self._in_pdu = length
+        self._deadline = time.monotonic() + self._timeout
+        self._progressed()
+
+    def _handed_on(self, pdv: tuple[int, int, int], command: bytes) -> bytes:
+        """Return what was read of the present PDU, as a PDU that begins here."""
+        read = _PDV_HEAD.pack(pdv[0] + 2, *pdv[1:]) + command
+        length, self._in_pdu = self._in_pdu + len(read), 0
+        return _PDU_HEAD.pack(_P_DATA_TF, length) + read
+
+    # -- the connection -------------------------------------------------------------------------------------
+
+    def _read(self, length: int) -> bytes:
+        piece = self._buffer[:length]
+        self._fill(piece, self._head[:0])
+        return bytes(piece)
+
+    def _fill(self, piece: memoryview, after: memoryview) -> None:
+        """Fill `piece` and then `after`; raise Broken where that takes too long or the peer has gone."""
+        try:
+            if self._is_tls:
+                self._fill_slowly(piece)
+                self._fill_slowly(after)
+                return
+            # one call for the value of this PDV and the head of the next: the kernel puts them where they belong
+            got = self._connection.recvmsg_into([piece, after], 0, socket.MSG_WAITALL)[0]
+            if got < len(piece) + len(after):
+                self._fill_slowly(piece[got:])
+                self._fill_slowly(after[max(0, got - len(piece)) :])
+        except OSError as error:
+            raise Broken(type(error).__name__) from error
+
+    def _fill_slowly(self, piece: memoryview) -> None:
+        """Fill `piece` in as many calls as it takes."""
+        while piece:
+            if time.monotonic() > self._deadline > 0:
+                raise Broken("too slow")
+            got = self._connection.recv_into(piece)
+            if not got:
+                raise Broken("the peer has gone")
+            piece = piece[got:]
+
+    def _send(self, content: bytes) -> None:
+        try:
+            self._connection.sendall(content)
+        except OSError as error:
+            raise Broken(type(error).__name__) from error
+
+    def _is_readable(self, seconds: float) -> bool:
+        if self._is_tls and self._connection.pending():
+            return True
+        waiting = select.poll()
+        waiting.register(self._connection, select.POLLIN)
+        return bool(waiting.poll(seconds * 1000))

@@ -1,0 +1,165 @@
+"""The two threads of an incoming association, woken by what happens; pynetdicom's own look a thousand times a second.
+
+Their work is pynetdicom's, method by method; only how they wait is ours. Two hundred idle associations would otherwise
+keep a processor busy, and the senders that have something to say would wait for those that have not.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+from contextlib import suppress
+from typing import Any
+
+from pynetdicom import evt
+from pynetdicom.association import Association
+from pynetdicom.dul import DULServiceProvider
+
+_LONGEST_WAIT = 0.25  # seconds; how late a timer may be noticed
+
+
+class Bell:
+    """Wakes a thread that polls: a descriptor beside its socket."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+
+    def ring(self) -> None:
+        """Wake the thread, now or when it next waits."""
+        with self._lock, suppress(BlockingIOError):
+            if self._descriptor >= 0:
+                os.eventfd_write(self._descriptor, 1)
+
+    def wait(self, beside: Any, seconds: float) -> None:
+        """Wait until it is rung, or `beside` (a socket, or None) has something to read."""
+        waiting = select.poll()
+        waiting.register(self._descriptor, select.POLLIN)
+        if beside is not None:
+            waiting.register(beside, select.POLLIN)
+        waiting.poll(seconds * 1000)
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._descriptor)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+
+class Announced(queue.Queue[Any]):
+    """A queue that sets an event whenever something is put into it."""
+
+    def __init__(self, event: threading.Event) -> None:
+        super().__init__()
+        self._event = event
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Put `item`, then say so."""
+        super().put(item, block, timeout)
+        self._event.set()
+
+
+class Provider(DULServiceProvider):
+    """The upper layer of one connection: reads what there is to read, sends what there is to send."""
+
+    def __init__(self, association: Association) -> None:
+        """Take the place of the association's own."""
+        self._bell = Bell()
+        self._is_killed = False
+        super().__init__(association)
+        self.awake = threading.Event()  # something is there for the association's thread
+        self.to_user_queue = Announced(self.awake)
+
+    def send_pdu(self, primitive: Any) -> None:
+        """Queue a primitive, and wake the thread that sends it."""
+        super().send_pdu(primitive)
+        self._bell.ring()
+
+    @property
+    def _kill_thread(self) -> bool:
+        """Return whether the thread is to end; pynetdicom sets it in several places."""
+        return self._is_killed
+
+    @_kill_thread.setter
+    def _kill_thread(self, value: bool) -> None:
+        self._is_killed = value
+        self._bell.ring()
+
+    def wake(self) -> None:
+        """Let the thread look again: there is room for another message."""
+        self._bell.ring()
+
+    def run_reactor(self) -> None:
+        """Act on timers, primitives and PDUs, in pynetdicom's order, until the connection ends."""
+        self._idle_timer.start()
+        try:
+            while not self._kill_thread:
+                self.assoc._dul_ready.set()
+                self._step()
+        finally:
+            self.awake.set()
+            self._bell.close()
+
+    def _step(self) -> None:
+        if self.artim_timer.expired:
+            self.event_queue.put("Evt18")
+        if not self._process_recv_primitive() and self._is_transport_event():
+            self._idle_timer.restart()
+        try:
+            event = self.event_queue.get(block=False)
+        except queue.Empty:
+            self._bell.wait(self._readable(), _LONGEST_WAIT)
+        else:
+            self.state_machine.do_action(event)
+
+    def _readable(self) -> Any:
+        """Return what to wait for beside the bell."""
+        connection: Any = self.socket
+        return connection.socket if connection is not None and connection.may_be_read else None
+
+
+class Reactor(Association):
+    """An association whose thread sleeps until its provider has something for it."""
+
+    def _run_reactor(self) -> None:
+        """Serve what comes; the order is pynetdicom's own."""
+        provider: Any = self.dul
+        self._is_paused = False
+        while not self._kill:
+            self._is_paused = True
+            provider.awake.wait(_LONGEST_WAIT)
+            provider.awake.clear()
+            self._reactor_checkpoint.wait()
+            self._is_paused = False
+            while not self._kill and self._serve_next():
+                provider.wake()
+            if self._kill or self._has_ended():
+                return
+
+    def _serve_next(self) -> bool:
+        context_id, message = self.dimse.get_msg(block=False)
+        if message and context_id is not None:
+            self._serve_request(message, context_id)
+        return bool(message)
+
+    def _has_ended(self) -> bool:
+        if self.is_established and self.acse.is_release_requested():
+            # said before it is answered: the peer may close the connection at once, and that must not come first
+            self.is_released, self.is_established = True, False
+            evt.trigger(self, evt.EVT_RELEASED, {})
+            self.acse.send_release(is_response=True)
+        elif self.acse.is_aborted():
+            self.dul.receive_pdu(wait=False)
+            self.is_aborted, self.is_established = True, False
+            evt.trigger(self, evt.EVT_ABORTED, {})
+        elif self.dul.is_alive():
+            if not self.dul.idle_timer_expired():
+                return False
+            self.abort()
+        self.kill()
+        return True

@@ -1,0 +1,320 @@
+"""What has arrived becomes rows of the ledger, in groups; what the ledger missed is made good at the next start.
+
+An instance that was acknowledged lies in the inbox until its row is committed and its place among the studies durable.
+So the ledger may be away, or the node may die, at any moment: the inbox says what is still to be recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from dicom_node.audit import Transfers
+from dicom_node.entities import AssociationIdentity, Header, Instance
+from dicom_node.errors import InvalidInstance, LedgerUnavailable, Unavailable
+from dicom_node.header import read_header
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.journal import Subject
+from dicom_node.part10 import read_origin
+from dicom_node.spool import Spool
+
+log = structlog.get_logger()
+
+_GROUP = 256  # instances in one transaction
+_GATHER = 0.25  # seconds in which a group comes together, unless an association ends or somebody waits
+_BACKLOG = 20_000  # instances that wait for a ledger that is away, before no more are let in
+_PAUSE = 0.25  # seconds before a ledger that is away is tried again
+
+
+class Outcome(StrEnum):
+    """What became of an instance that was acknowledged."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"  # the same bytes are held already
+    QUARANTINED = "quarantined"  # other bytes under the same SOP Instance UID: the first stay, these are set aside
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One instance in the inbox: durable, acknowledged, not recorded yet."""
+
+    header: Header
+    transfer_syntax_uid: str
+    path: Path
+    sha256: str  # of the data set, hex
+    size: int  # bytes of the file
+    association: AssociationIdentity
+    at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An association has ended; `released` says that it ended as it should."""
+
+    identity: AssociationIdentity
+    released: bool
+    at: float
+    seconds: float = 0.0
+    bytes: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Brought:
+    """What an association has brought so far, as far as it is recorded."""
+
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    transfers: Transfers = field(default_factory=Transfers)
+
+    def add(self, header: Header, outcome: Outcome) -> None:
+        """Count one instance."""
+        self.outcomes[outcome] += 1
+        self.transfers.add(header, outcome)
+
+
+class OnEnd(Protocol):
+    """Is told what an association has brought when it has ended."""
+
+    def __call__(self, identity: AssociationIdentity, transfers: Transfers, /, *, is_released: bool) -> None:
+        """Hear of one."""
+
+
+_Item = Arrival | Ended | threading.Event
+
+
+class Recorder:
+    """The one thread that writes what has arrived."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        spool: Spool,
+        *,
+        node_id: str,
+        on_end: OnEnd = lambda identity, transfers, *, is_released: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Record in `ledger` what lies in the inbox of `spool`; tell `on_end` what each association has brought."""
+        self._on_end = on_end
+        self._ledger = ledger
+        self._spool = spool
+        self._node_id = node_id
+        self._clock = clock
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._brought: dict[str, Brought] = {}
+        self._is_away = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Record what an earlier life left, then whatever arrives."""
+        self.recover()
+        self._thread.start()
+
+    def stop(self, *, grace: float = 10.0) -> None:
+        """Record what has arrived; where the ledger is away, the next life does."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(grace)
+            self._stop.set()
+            self._thread.join()
+
+    def recover(self) -> int:
+        """Put whatever lies in the inbox into the queue, and throw away what was never whole; return how many."""
+        found = [arrival for path in self._spool.inbox.waiting() if (arrival := self._recovered(path)) is not None]
+        for arrival in found:
+            self._queue.put(arrival)
+        for identity in dict.fromkeys(arrival.association for arrival in found):
+            self._queue.put(Ended(identity, released=False, at=self._clock()))
+        if found:
+            log.warning("inbox.recovered", instances=len(found))
+        return len(found)
+
+    def _recovered(self, path: Path) -> Arrival | None:
+        """Return what a file in the inbox is; None where it was never whole, and so never acknowledged."""
+        try:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                origin = read_origin(mapped)
+                with memoryview(mapped) as whole, whole[origin.data_set_at :] as dataset:
+                    sha256 = hashlib.sha256(dataset)
+                    if sha256.digest() != origin.digest:
+                        raise ValueError("torn")
+                    header = read_header(dataset, origin.transfer_syntax_uid)
+                size = len(mapped)
+        except (ValueError, InvalidInstance):
+            log.warning("inbox.torn")
+            path.unlink(missing_ok=True)
+            return None
+        title = origin.source_application_entity_title
+        identity = AssociationIdentity(f"recovered {title}", title, "", "")
+        return Arrival(header, origin.transfer_syntax_uid, path, sha256.hexdigest(), size, identity, self._clock())
+
+    # -- told -----------------------------------------------------------------------------------------------
+
+    def require_room(self) -> None:
+        """Raise LedgerUnavailable where too much waits for a ledger that is away."""
+        if self._queue.qsize() >= _BACKLOG:
+            raise LedgerUnavailable("The ledger does not answer")
+
+    def arrived(self, arrival: Arrival) -> None:
+        """Take what is durable."""
+        self._queue.put(arrival)
+
+    def ended(self, ended: Ended) -> None:
+        """Take that an association has ended: after whatever it has sent."""
+        self._queue.put(ended)
+
+    def flush(self, *, timeout: float = 10.0) -> bool:
+        """Wait until everything that has arrived by now is recorded; return whether it is."""
+        reached = threading.Event()
+        self._queue.put(reached)
+        if not self._thread.is_alive():
+            self.drain()
+        return reached.wait(timeout)
+
+    @property
+    def backlog(self) -> int:
+        """Return how much waits to be recorded."""
+        return self._queue.qsize()
+
+    # -- recorded -------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Record what is in the queue now, in the calling thread; raise Unavailable where that cannot be."""
+        group: list[_Item] = []
+        while not self._queue.empty():
+            if (item := self._queue.get()) is not None:
+                group.append(item)
+        try:
+            self._record(group)
+        finally:
+            for item in group:  # what could not be
+                self._queue.put(item)
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last:
+            group, is_last = self._gathered()
+            while not self._attempted(group):
+                if self._stop.wait(_PAUSE):
+                    return
+
+    def _gathered(self) -> tuple[list[_Item], bool]:
+        """Return what came within a moment of the first, and whether nothing will come after it."""
+        group: list[_Item] = []
+        deadline = None
+        while len(group) < _GROUP:
+            try:
+                item = self._queue.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if item is None:
+                return group, True
+            group.append(item)
+            if not isinstance(item, Arrival):
+                break
+            deadline = deadline or time.monotonic() + _GATHER
+        return group, False
+
+    def _attempted(self, group: list[_Item]) -> bool:
+        """Record a group; return False where what is left of it has to be tried again."""
+        try:
+            self._record(group)
+        except Unavailable as error:
+            if not self._is_away:
+                log.error("recorder.waiting", reason=str(error))
+            self._is_away = True
+            return False
+        except Exception as error:  # a defect of ours must cost no other instance, and not this one its file
+            log.exception("recorder.defect", error=type(error).__name__)
+            return self._attempted_one_by_one(group)
+        self._is_away = False
+        return True
+
+    def _attempted_one_by_one(self, group: list[_Item]) -> bool:
+        if len(group) == 1:
+            return True  # what cannot be recorded stays in the inbox, for the next life
+        while group:
+            if not self._attempted([group[0]]):
+                return False
+            del group[0]
+        return True
+
+    def _record(self, group: list[_Item]) -> None:
+        """Record a group, and take out of it what is: a second attempt is about the rest."""
+        self._record_arrivals([item for item in group if isinstance(item, Arrival)])
+        group[:] = [item for item in group if not isinstance(item, Arrival)]
+        while group:
+            if isinstance(group[0], Ended):
+                self._record_end(group[0])
+            elif isinstance(group[0], threading.Event):
+                group[0].set()
+            del group[0]
+
+    def _record_arrivals(self, arrivals: Sequence[Arrival]) -> None:
+        """Place the files, commit their rows, and only then take them out of the inbox."""
+        if not arrivals:
+            return
+        held = self._ledger.arrivals.held([arrival.header.sop_instance_uid for arrival in arrivals])
+        outcomes: list[Outcome] = []
+        new: dict[str, tuple[Instance, AssociationIdentity, float]] = {}
+        again: list[tuple[str, AssociationIdentity]] = []
+        aside: list[tuple[Subject, str]] = []
+        for arrival in arrivals:
+            header = arrival.header
+            known = held.get(header.sop_instance_uid)
+            first = new.get(header.sop_instance_uid)
+            digest = first[0].sha256 if first else known.sha256 if known else None
+            if digest is None:
+                path = self._spool.settle(arrival.path, header)
+                instance = Instance(header, arrival.transfer_syntax_uid, path, arrival.sha256, arrival.size)
+                new[header.sop_instance_uid] = instance, arrival.association, arrival.at
+                outcomes.append(Outcome.STORED)
+            elif digest == arrival.sha256:
+                if first or (known and known.series_is_open):
+                    again.append((header.series_instance_uid, arrival.association))
+                outcomes.append(Outcome.DUPLICATE)
+            else:
+                path = self._spool.set_aside(arrival.path, header, arrival.sha256)
+                aside.append((Subject(header.study_instance_uid, header.series_instance_uid), path))
+                outcomes.append(Outcome.QUARANTINED)
+        self._spool.sync([*(instance.path for instance, _, _ in new.values()), *(path for _, path in aside)])
+        self._ledger.arrivals.record(list(new.values()), again, aside, node_id=self._node_id, now=self._clock())
+        for arrival, outcome in zip(arrivals, outcomes, strict=True):
+            arrival.path.unlink(missing_ok=True)
+            self._brought.setdefault(arrival.association.association_id, Brought()).add(arrival.header, outcome)
+            if outcome is Outcome.QUARANTINED:
+                log.warning("instance.quarantined", calling_ae_title=arrival.association.calling_ae_title)
+
+    def _record_end(self, ended: Ended) -> None:
+        identity = ended.identity
+        self._ledger.arrivals.association_ended(identity.association_id, released=ended.released, now=ended.at)
+        brought = self._brought.pop(identity.association_id, Brought())
+        self._on_end(identity, brought.transfers, is_released=ended.released)
+        outcomes = {str(outcome): number for outcome, number in brought.outcomes.items()}
+        if ended.refused:
+            outcomes["refused"] = ended.refused
+        if not outcomes:
+            return
+        log.info(
+            "association.ended",
+            calling_ae_title=identity.calling_ae_title,
+            address=identity.address,
+            how="released" if ended.released else "not released",
+            seconds=round(ended.seconds, 2),
+            megabytes=round(ended.bytes / 1e6, 3),
+            **outcomes,
+        )

@@ -1,0 +1,95 @@
+"""One C-STORE, from its command to its answer, whichever way its bytes come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from dicom_node.associations import Associations, Opened
+from dicom_node.errors import InvalidInstance, Unavailable
+from dicom_node.intake import Incoming
+from dicom_node.services import Answer, Status
+
+log = structlog.get_logger()
+
+
+class Storing:
+    """Takes a data set into a file, fragment by fragment; the first thing that goes wrong is the answer."""
+
+    def __init__(
+        self, associations: Associations, opened: Opened, begin: Callable[[], Incoming], *, maximum: int
+    ) -> None:
+        """Write to what `begin` opens, `maximum` bytes at most."""
+        self._associations = associations
+        self._opened = opened
+        self._maximum = maximum
+        self._incoming: Incoming | None = None
+        self._refusal: Answer | None = None
+        self._try(lambda: self._begun(begin))
+
+    def take(self, fragment: memoryview | bytes) -> None:
+        """Take the next bytes; of one that is refused already nothing is kept."""
+        if self._refusal is None:
+            self._try(lambda: self._taken(fragment))
+
+    def answer(self) -> Answer:
+        """Make durable what was taken, and return what to answer."""
+        with self._associations.working(self._opened):
+            if self._refusal is None:
+                self._try(self._kept)
+            self.abandon()
+            answer = self._refusal or Answer(Status.SUCCESS)
+            if self._refusal is None:
+                self._opened.stored += 1
+            else:
+                self._opened.refused += 1
+        if self._refusal is not None:
+            title = self._opened.identity.calling_ae_title
+            status = f"0x{answer.status:04X}"
+            log.warning("store.refused", status=status, reason=answer.comment, calling_ae_title=title)
+        return answer
+
+    def abandon(self) -> None:
+        """Let go of the file; what was not kept is gone."""
+        if self._incoming is not None:
+            self._incoming.close()
+            self._incoming = None
+
+    # -- steps, each of which may fail ----------------------------------------------------------------------
+
+    def _begun(self, begin: Callable[[], Incoming]) -> None:
+        if self._associations.is_stopping:
+            raise Unavailable("The node is stopping")
+        self._incoming = begin()
+
+    def _taken(self, fragment: memoryview | bytes) -> None:
+        incoming = self._open_file()
+        if incoming.received + len(fragment) > self._maximum:
+            raise Unavailable("Larger than receive.maximum_instance_megabytes")
+        incoming.write(fragment)
+
+    def _kept(self) -> None:
+        incoming = self._open_file()
+        if not incoming.received:
+            raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The C-STORE request has no data set")
+        incoming.keep()
+        self._opened.bytes += incoming.received
+
+    def _open_file(self) -> Incoming:
+        if self._incoming is None:
+            raise Unavailable("The association is being closed")
+        return self._incoming
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except InvalidInstance as error:
+            self._refusal = Answer(error.status, str(error), error.offending_element)
+        except Unavailable as error:
+            self._refusal = Answer(Status.OUT_OF_RESOURCES, str(error))
+        except Exception as error:  # a defect of ours must not cost the sender its association
+            log.exception("store.defect", error=type(error).__name__)
+            self._refusal = Answer(Status.PROCESSING_FAILURE, "Internal error")
+        if self._refusal is not None:
+            self.abandon()
