@@ -107,7 +107,7 @@ class _Study:
         return {
             "open a series": partial(self._record, 1),
             "record one instance": partial(self._record, 2),
-            "is it held?": lambda: ledger.arrivals.held(f"{self.uid}.2"),
+            "is it held?": lambda: ledger.arrivals.held([f"{self.uid}.2"]),
             "find open series": ledger.arrivals.open_series,
             "complete": self._complete,
             "sweep": self._sweep,
@@ -131,7 +131,7 @@ class _Study:
             is_own_result=False,
         )
         received = Instance(header, "1.2.840.10008.1.2.1", f"studies/{self.uid}.{number}.dcm", "0" * 64, 525_524)
-        self.ledger.arrivals.record(received, self.association, node_id="bench", now=self.now)
+        self.ledger.arrivals.record([(received, self.association, self.now)], node_id="bench", now=self.now)
 
     def _complete(self) -> None:
         self.ledger.arrivals.association_ended(self.association.association_id, released=True, now=self.now)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.inventory import Item
-from dicom_node.spool import dataset_digest
+from dicom_node.part10 import dataset_digest
 
 _READERS = 4
 _IN_FLIGHT = 64  # files that are being read or wait for a reader

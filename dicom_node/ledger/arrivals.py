@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, select, update
+from sqlalchemy import Connection, delete, exists, func, select, update
 
 from dicom_node.entities import AssociationIdentity, Instance, SlicePlace
 from dicom_node.ledger.database import Database

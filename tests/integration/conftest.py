@@ -14,6 +14,7 @@ import pytest
 from pynetdicom import AE
 
 from dicom_node import log
+from dicom_node.audit import Audit
 from dicom_node.config import Settings, parse
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
@@ -124,9 +125,10 @@ class Receiver:
         self.ledger = ledger
         minimum = self.settings.receive.minimum_free_megabytes * 1024 * 1024
         self.spool = Spool(self.settings.node.storage, minimum_free=minimum)
-        self.recorder = Recorder(ledger, self.spool, node_id="node")
+        audit = Audit(self.settings, ledger)
+        self.recorder = Recorder(ledger, self.spool, node_id="node", on_end=audit.received)
         self.recorder.start()
-        self.scp = Scp(self.settings, ledger, Intake(self.spool, self.recorder), self.recorder)
+        self.scp = Scp(self.settings, ledger, Intake(self.spool, self.recorder), self.recorder, audit=audit)
         self.port = self.scp.start()
 
     def stop(self, *, grace: float = 2.0) -> None:

@@ -529,6 +529,7 @@ def test_a_node_that_was_killed_while_it_received_says_so_in_its_next_life(recei
     association.send_c_store(as_file(ct(1)))
     association.send_c_store(as_file(ct(2)))
 
+    assert node.recorder.flush()
     assert ledger.arrivals.interrupted("node") == [Interrupted(uid("study"), "SCANNER", 2)]
     assert ledger.arrivals.interrupted("another") == []
 
@@ -651,6 +652,7 @@ def test_what_a_killed_node_had_to_say_arrives_in_its_next_life(pki, tool, tmp_p
         held = entity.associate(HERE, node.port)
         assert held.send_c_store(as_file(ct(1, study="b"))).Status == 0x0000
         eventually(lambda: len(waiting(tmp_path / "node")) == 2)
+        eventually(lambda: not [path for path in (tmp_path / "node").rglob("*.dcm") if "arrived" in path.parts])
         node.kill()
         there.start()
         node.start()

@@ -52,6 +52,7 @@ def send(node, study: str) -> None:
 
 
 def a_result(node) -> str:
+    assert node.recorder.flush()
     (series,) = node.ledger.arrivals.open_series()
     while series.held_open:
         time.sleep(0.02)

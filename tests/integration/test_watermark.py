@@ -66,7 +66,7 @@ def test_a_disk_that_fills_shuts_the_door_for_c_store_and_nothing_else_and_room_
     assert answers == {0xA700}
     assert not list((small_disk / "incoming").iterdir())
     assert events(node) == ["door.shut"], "noted once, in a ledger that still has room"
-    assert store(node, 1) == 0x0000, "what is held already needs no room"
+    assert store(node, 1) == 0xA700, "whether it is held already is asked when it has arrived"
 
     filler.unlink()
 

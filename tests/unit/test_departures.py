@@ -113,7 +113,7 @@ def test_a_late_instance_and_an_open_association_are_seen(ledger):
     (late,) = ledger.departures.studies(["1.2"])
     assert (late.is_complete, late.is_held, late.last_activity) == (False, False, 60.0)
 
-    ledger.arrivals.record(instance(3), ASSOCIATION, node_id="node", now=70.0)
+    ledger.arrivals.record([(instance(3), ASSOCIATION, 70.0)], node_id="node", now=70.0)
     assert ledger.departures.studies(["1.2"])[0].is_held
 
 
@@ -154,7 +154,7 @@ def test_a_study_that_is_sent_again_after_its_deletion_is_new(ledger):
     first, _ = delivered(ledger)
     delete(ledger)
 
-    assert ledger.arrivals.held("1.2.3.1") is None
+    assert not ledger.arrivals.held(["1.2.3.1"])
     again = inference(ledger)
 
     assert again > first, "a number is never given twice: messages and history know jobs by it"
