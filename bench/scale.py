@@ -16,7 +16,7 @@ from bench.peers import Postgres
 from bench.receive import scratch
 from dicom_node.entities import AssociationIdentity, Header, Instance, SlicePlace
 from dicom_node.ledger import Ledger
-from dicom_node.lifecycle import Happening, Kind, Patience
+from dicom_node.lifecycle import Courtesy, Happening, Kind, Patience
 from dicom_node.routing import Order
 
 _SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -150,7 +150,7 @@ class _Study:
         jobs.recover(maximum_deaths=3, now=self.now)
         self.ledger.commitments.overdue(now=self.now, patience=Patience(5.0, 600.0, 14.0))
         for kind in Kind:
-            jobs.due(kind, now=self.now, hint_again=10.0, limit=32)
+            self.ledger.queue.due(kind, courtesy=Courtesy(3600.0, 3), now=self.now, hint_again=10.0, limit=32)
 
     def _claim(self) -> None:
         self.claimed = self.ledger.jobs.claim(self.jobs[0], worker="bench", lease=60.0, now=self.now)

@@ -54,7 +54,7 @@ class Hints:
             raise BrokerUnavailable(explained(error)) from error
         finally:
             if sent:
-                self._ledger.jobs.hinted(sent, now=now)
+                self._ledger.queue.hinted(sent, now=now)
         return len(sent)
 
     def _waiting(self, queue: str) -> int:
@@ -96,7 +96,9 @@ class Dispatcher:
             log.warning("commitments.overdue", number=overdue, reason="their peers have not reported")
         # asked kind by kind: a long line of inferences must not hide the deliveries behind it
         due = {
-            kind: self._ledger.jobs.due(kind, now=now, hint_again=self._jobs.hint_again, limit=_DEPTH)
+            kind: self._ledger.queue.due(
+                kind, now=now, hint_again=self._jobs.hint_again, limit=_DEPTH, courtesy=self._jobs.courtesy
+            )
             for kind in QUEUES
         }
         if not any(due.values()):

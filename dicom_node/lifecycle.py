@@ -40,6 +40,7 @@ class Happening(StrEnum):
     FINISHED = "finished"
     DECLINED = "declined"  # the model does not apply: an answer
     POSTPONED = "postponed"  # again, later
+    YIELDED = "yielded"  # gave way to something more urgent, or its worker stops: no attempt is counted
     ABANDONED = "abandoned"  # its worker died
     REFUSED = "refused"  # never
     EXHAUSTED = "exhausted"  # too often
@@ -64,6 +65,7 @@ TRANSITIONS: dict[tuple[State, Happening], State] = {
     (S.RUNNING, H.FINISHED): S.DONE,
     (S.RUNNING, H.DECLINED): S.NOT_APPLICABLE,
     (S.RUNNING, H.POSTPONED): S.QUEUED,
+    (S.RUNNING, H.YIELDED): S.QUEUED,
     (S.RUNNING, H.ABANDONED): S.QUEUED,
     (S.RUNNING, H.REFUSED): S.FAILED,
     (S.RUNNING, H.EXHAUSTED): S.FAILED,
@@ -118,6 +120,21 @@ def pause_after_death(deaths: int) -> float:
     A worker that is killed is no fault of its job; one that always dies at the same job must not hold up the others.
     """
     return 0.0 if deaths < 3 else min(60.0, 2.0 ** (deaths - 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Courtesy:
+    """How long a job gives way to more urgent ones: for so many seconds since it is wanted, and so often at its model.
+
+    After `seconds` a background job stands among the normal ones; after them, or after `times`, none is interrupted.
+    """
+
+    seconds: float
+    times: int
+
+    def gives_way(self, *, wanted_since: float, yielded: int, now: float) -> bool:
+        """Return whether a job that runs still lets itself be interrupted."""
+        return now - wanted_since <= self.seconds and yielded < self.times
 
 
 _DAY = 86400.0

@@ -5,6 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Priority(IntEnum):
+    """How urgent a route is: what is more urgent is run first, and a model that runs gives way to it."""
+
+    URGENT = 0
+    NORMAL = 1
+    BACKGROUND = 2
+
 
 CALLING_AE_TITLE = "calling_ae_title"
 """The one key of `when` that is not a DICOM keyword: who sent the series."""
@@ -22,6 +32,7 @@ class Route:
     when: Mapping[str, str]
     run: tuple[str, ...]
     send_to: tuple[str, ...]
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +46,12 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One model to run on a series, with all that want its results."""
+    """One model to run on a series, with all that want its results; of several priorities the most urgent counts."""
 
     model: str
     send_to: tuple[str, ...]
     routes: tuple[str, ...]
+    priority: Priority = Priority.NORMAL
 
 
 Attributes = Mapping[str, Sequence[str]]
@@ -63,6 +75,7 @@ def _matches(pattern: str, values: Sequence[str]) -> bool:
 def match(routes: Sequence[Route], attributes: Attributes) -> tuple[Order, ...]:
     """Return what to run: one order per model, its peers and routes collected from all routes that match."""
     wanted: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    priorities: dict[str, Priority] = {}
     for route in routes:
         if mismatches(route, attributes):
             continue
@@ -70,4 +83,7 @@ def match(routes: Sequence[Route], attributes: Attributes) -> tuple[Order, ...]:
             peers, names = wanted.setdefault(model, ({}, {}))
             peers.update(dict.fromkeys(route.send_to))
             names[route.name] = None
-    return tuple(Order(model, tuple(peers), tuple(names)) for model, (peers, names) in wanted.items())
+            priorities[model] = min(priorities.get(model, route.priority), route.priority)
+    return tuple(
+        Order(model, tuple(peers), tuple(names), priorities[model]) for model, (peers, names) in wanted.items()
+    )

@@ -60,7 +60,7 @@ def run(
         raise typer.Exit(2) from error
     identity = f"{name or socket.gethostname() + '#' + '+'.join(queues)}:{os.getpid()}"
     pipeline = Pipeline(loaded, ledger, spool, worker=identity)
-    app = make_app(broker, pipeline.run)
+    app = make_app(broker, pipeline.run, pipeline.stop)
     if QUEUES[Kind.INFER] in queues:
         threading.Thread(target=pipeline.warm, name="warms models", daemon=True).start()
     logger.info("worker.ready", queues=queues, device=loaded.node.device)

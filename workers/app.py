@@ -7,14 +7,18 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
+from celery.signals import worker_shutting_down
 
 from dicom_node.dispatch import RUN
 
 __all__ = ["SecurityWarning", "make_app"]
 
 
-def make_app(broker: dict[str, Any], run: Callable[[int], None]) -> Celery:
-    """Return an app whose one task calls `run` with a job's number; `broker` is `messages.celery_settings`."""
+def make_app(broker: dict[str, Any], run: Callable[[int], None], stop: Callable[[], None] = lambda: None) -> Celery:
+    """Return an app whose one task calls `run` with a job's number; `broker` is `messages.celery_settings`.
+
+    `stop` is called when the process is asked to end, while a task may still run.
+    """
     app = Celery("dicom_node_worker", set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -36,4 +40,5 @@ def make_app(broker: dict[str, Any], run: Callable[[int], None]) -> Celery:
     def run_job(job_id: int) -> None:
         run(job_id)
 
+    worker_shutting_down.connect(lambda **_: stop(), weak=False)
     return app

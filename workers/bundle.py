@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,14 @@ class Bundles:
                 self._make_room(bundle)
             return bundle
 
-    def warm(self, folders: Iterable[Path]) -> None:
-        """Load models before they are asked for, the first ones first, as long as none has to make room."""
-        for folder in folders:
-            try:
-                self.get(folder)
-            except NodeError as error:  # its first job fails in the same way, and says so on record
-                log.warning("model.not_warmed", model=folder.name, reason=str(error))
-            if any(model.pid is None for _, model in list(self._contained())):
-                return
+    def warm(self, folder: Path) -> None:
+        """Load a model before it is asked for, unless one that is loaded has had to make room already."""
+        if any(model.pid is None for _, model in list(self._contained())):
+            return
+        try:
+            self.get(folder)
+        except NodeError as error:  # its first job fails in the same way, and says so on record
+            log.warning("model.not_warmed", model=folder.name, reason=str(error))
 
     def close(self) -> None:
         """End every contained model."""

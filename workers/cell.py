@@ -31,6 +31,7 @@ from workers.prediction import Grid, Prediction, Progress
 
 log = structlog.get_logger()
 
+_STOP = 5.0  # seconds that a model may take to stop between two windows, before its process is ended
 _TICK = 0.05  # seconds between two looks at a child's memory
 _LONGEST_LINE = 8 << 20  # bytes
 _LONGEST_WORDS = 400
@@ -96,9 +97,13 @@ class ContainedModel:
             return self._child.predict(grid, progress)
         except NotApplicable:
             raise
-        except BaseException:
-            # also what `progress` raises: ending the child is how a prediction is cancelled
+        except ModelRefused:
             self.end()
+            raise
+        except BaseException:
+            # what `progress` raises: the job was cancelled, or gives way
+            if not self._child.stops(within=_STOP):
+                self.end()
             raise
 
     @property
@@ -206,6 +211,27 @@ class _Child:
             return read_prediction(message, self._work, grid, self._manifest)
         finally:
             _empty(self._work)
+
+    def stops(self, *, within: float) -> bool:
+        """Ask the model to stop between two windows; return whether it has, `within` seconds."""
+        deadline = time.monotonic() + within
+        try:
+            self._order({"stop": True})
+            for message in self._messages():
+                if message.get("said") in ("stopped", "answer"):
+                    return True
+                if (
+                    message.get("said") in ("not_applicable", "refused", "memory", "failed", None)
+                    and message is not _SILENCE
+                ):
+                    return False
+                if time.monotonic() > deadline:
+                    return False
+        except ModelRefused:
+            return False
+        finally:
+            _empty(self._work)
+        return False
 
     # -- talking ------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ Say = Callable[[dict[str, Any]], None]
 def main() -> None:
     """Serve one model until standard input ends."""
     say = _speaker(int(sys.argv[1]))
-    orders = _orders()
+    orders = (json.loads(line) for line in sys.stdin)
     first = next(orders)
     die_with_parent(first["parent"])
     try:
@@ -31,6 +32,10 @@ def main() -> None:
         say({"said": "refused", "message": f"could not be contained: {error.strerror or error}"})
         return
     _attempt(say, lambda: _serve(first, orders, say))
+
+
+class _Stopped(BaseException):
+    """The worker wants no answer any more; no model takes it for an error of its own."""
 
 
 def _serve(first: dict[str, Any], orders: Iterator[dict[str, Any]], say: Say) -> None:
@@ -47,12 +52,23 @@ def _serve(first: dict[str, Any], orders: Iterator[dict[str, Any]], say: Say) ->
     say({"said": "ready"})
     given, work = Path(first["given"]), Path(first["work"])
 
+    def progress(part: float) -> None:
+        say({"said": "progress", "part": float(part)})
+        if select.select([sys.stdin], [], [], 0)[0]:  # nothing but "stop" comes while a model is at work
+            sys.stdin.readline()
+            raise _Stopped
+
     def predict(order: dict[str, Any]) -> None:
-        prediction = model(read_grid(order, given), lambda part: say({"said": "progress", "part": float(part)}))
+        try:
+            prediction = model(read_grid(order, given), progress)
+        except _Stopped:
+            say({"said": "stopped"})
+            return
         say({"said": "answer", **write_prediction(prediction, work)})
 
     for order in orders:
-        _attempt(say, lambda order=order: predict(order))  # type: ignore[misc]
+        if "stop" not in order:  # or it came too late: the answer was on its way
+            _attempt(say, lambda order=order: predict(order))  # type: ignore[misc]
 
 
 def _attempt(say: Say, act: Callable[[], None]) -> None:
@@ -81,11 +97,6 @@ def _is_for_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _orders() -> Iterator[dict[str, Any]]:
-    for line in sys.stdin:
-        yield json.loads(line)
 
 
 def _speaker(descriptor: int) -> Say:

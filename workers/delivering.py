@@ -24,7 +24,6 @@ from dicom_node.ledger.jobs import Job, StoredResult
 from dicom_node.lifecycle import Happening
 from dicom_node.services import RESULT_SOP_CLASSES
 from dicom_node.spool import Spool
-from workers.lease import Lease
 from workers.stopwatch import Stopwatch
 
 log = structlog.get_logger()
@@ -40,7 +39,7 @@ class Delivering:
         self._spool = spool
         self._audit = Audit(settings, ledger)
 
-    def __call__(self, job: Job, lease: Lease) -> None:
+    def __call__(self, job: Job, watch: Stopwatch) -> None:
         """Deliver; raise Unavailable or Refused as the peer answers."""
         peer = self._settings.peer.get(job.peer or "")
         if peer is None:
@@ -52,9 +51,8 @@ class Delivering:
             and (result.form is None or result.form in {form.key for form in peer.wish.forms})
         ]
         if peer.commitment and (promises := self._ledger.commitments.promises(job.job_id)):
-            self._once_more(job, peer, wanted, promises)
+            self._once_more(job, peer, wanted, promises, watch)
             return
-        watch = Stopwatch()
         with watch.stage("read"):
             parcels = [self._parcel(result) for result in wanted]
         selection = _Selection(job.peer or "", peer, wanted, parcels, self._ledger)
@@ -71,7 +69,9 @@ class Delivering:
         else:
             self._ledger.jobs.ended(job, Happening.FINISHED, now=time.time(), **fields)
 
-    def _once_more(self, job: Job, peer: Peer, results: Sequence[StoredResult], promises: Sequence[Promise]) -> None:
+    def _once_more(
+        self, job: Job, peer: Peer, results: Sequence[StoredResult], promises: Sequence[Promise], watch: Stopwatch
+    ) -> None:
         """Send again what the peer does not commit, and ask again about everything that it has not committed."""
         by_uid = {result.sop_instance_uid: result for result in results}
         if missing := [promise for promise in promises if promise.sop_instance_uid not in by_uid]:
@@ -84,7 +84,7 @@ class Delivering:
         )
         question = self._question(job, peer, held)
         if again:
-            self._deliver(job, peer, [self._parcel(result) for result in again], Stopwatch(), question)
+            self._deliver(job, peer, [self._parcel(result) for result in again], watch, question)
         elif held:
             ask(question, ae_title=self._settings.node.ae_title, timing=self._settings.delivery)
         self._hand_over(job, f"{len(again)} instances sent again, {len(again) + len(held)} asked about again")

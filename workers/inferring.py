@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 
 import structlog
 from pydicom import Dataset
 
-from dicom_node.catalogue import read_model
+from dicom_node.catalogue import ModelFolder, read_model
 from dicom_node.config import Settings
 from dicom_node.dispatch import Hints
 from dicom_node.errors import Unavailable
@@ -25,20 +27,37 @@ from dicom_node.rations import understood
 from dicom_node.results import ORDER, Result, encode_all, encoder
 from dicom_node.selfcheck import require_sound
 from dicom_node.spool import Spool
+from workers.attempt import Attempt
 from workers.bundle import Bundle, Bundles
-from workers.choosing import Choosing
+from workers.choosing import Choosing, Chosen
 from workers.findings_of import findings_of
 from workers.guarding import guarded
-from workers.lease import Lease
-from workers.stopwatch import Stopwatch
+from workers.prediction import Prediction
 
 log = structlog.get_logger()
 
 _LOADED, _PREDICTED = 0.1, 0.9  # share of the progress bar at which these stages end
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A job's series in memory, and the model that is to see it."""
+
+    model: ModelFolder
+    chosen: Chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a model said, and about what."""
+
+    bundle: Bundle
+    chosen: Chosen
+    prediction: Prediction
+
+
 class Inferring:
-    """Runs models; a model once loaded stays."""
+    """The three steps of an inference: load, predict, record. A model once loaded stays."""
 
     def __init__(self, settings: Settings, ledger: Ledger, spool: Spool, hints: Hints) -> None:
         """Read series from `ledger` and `spool`; keep results there; say by `hints` that they can be delivered."""
@@ -49,23 +68,47 @@ class Inferring:
         self._choosing = Choosing(ledger, spool)
         self._bundles = Bundles(device=settings.node.device, budget=settings.node.model_memory_megabytes)
 
-    def __call__(self, job: Job, lease: Lease) -> None:
-        """Infer; raise NotApplicable, Refused or Unavailable where there is no result."""
-        watch = Stopwatch()
-        model = read_model(self._settings.node.models / job.model)
-        manifest = model.manifest
-        with watch.stage("load"), understood():
-            chosen = self._choosing(job, model)
-        volume = chosen.volume
-        lease.report(_LOADED)
-        with watch.stage("prepare"):
-            bundle = self._bundles.get(self._settings.node.models / job.model)
-        with watch.stage("model"):
-            prediction = bundle.model(volume.grid, lambda part: lease.report(_LOADED + part * (_PREDICTED - _LOADED)))
-        lease.report(_PREDICTED)
+    def warming(self) -> Iterator[Callable[[], None]]:
+        """Yield what is to be loaded before the first study comes, piece by piece."""
+        for kind in ORDER:
+            encoder(kind)
+        for name in self._settings.routed_models:
+            yield partial(self._bundles.warm, self._settings.node.models / name)
+
+    def load(self, attempt: Attempt) -> Loaded:
+        """Read a job's series; raise NotApplicable, Refused or Unavailable where there is nothing to run."""
+        model = read_model(self._settings.node.models / attempt.job.model)
+        with attempt.watch.stage("load"), understood():
+            chosen = self._choosing(attempt.job, model)
+        attempt.lease.report(_LOADED)
+        return Loaded(model, chosen)
+
+    def predict(self, attempt: Attempt, loaded: Loaded) -> Predicted:
+        """Run the model; raise what its lease raises, between two windows."""
+        with attempt.watch.stage("prepare"):
+            bundle = self._bundles.get(loaded.model.folder)
+        with attempt.watch.stage("model"):
+            prediction = bundle.model(
+                loaded.chosen.volume.grid,
+                lambda part: attempt.lease.report(_LOADED + part * (_PREDICTED - _LOADED), may_yield=part < 1.0),
+            )
+        return Predicted(bundle, loaded.chosen, prediction)
+
+    def remaining(self, attempt: Attempt, *, now: float) -> float | None:
+        """Return the seconds that a model still needs at its present pace; None where nobody can tell."""
+        began, part = attempt.watch.began.get("model"), attempt.lease.progress - _LOADED
+        if began is None or part <= 0.0:
+            return None
+        return (now - began) * (_PREDICTED - _LOADED - part) / part
+
+    def record(self, attempt: Attempt, predicted: Predicted) -> None:
+        """Encode what the model said, keep it, and have it delivered."""
+        job, watch, bundle, chosen = attempt.job, attempt.watch, predicted.bundle, predicted.chosen
+        manifest, volume = bundle.manifest, chosen.volume
+        attempt.lease.report(_PREDICTED)
         context = self._context(job, bundle, chosen.instances)
         with watch.stage("encode"):
-            findings = findings_of(guarded(prediction, volume.grid, manifest), volume, manifest, context)
+            findings = findings_of(guarded(predicted.prediction, volume.grid, manifest), volume, manifest, context)
             kinds, forms = self._wanted(job, manifest)
             results = encode_all(kinds, findings, volume.source, context, forms)
             contents = [_written(result.dataset) for result in results]
@@ -85,16 +128,10 @@ class Inferring:
             deliveries = self._ledger.jobs.inferred(
                 job, stored, now=time.time(), seconds=watch.seconds, began=watch.began, notes=volume.notes
             )
+            self._announce(deliveries)
         finally:
             self._sweep(job, stored)
-        self._announce(deliveries)
         log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
-
-    def warm(self) -> None:
-        """Load what routed studies will need, before the first one comes."""
-        for kind in ORDER:
-            encoder(kind)
-        self._bundles.warm([self._settings.node.models / name for name in self._settings.routed_models])
 
     def close(self) -> None:
         """End the models that live in processes of their own."""

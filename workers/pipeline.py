@@ -1,36 +1,52 @@
-"""One job from claim to record: claim, do, and say in one place how it ended."""
+"""What a worker does: a delivery from end to end; an inference on a line of three, each busy with another job.
+
+The thread that takes messages reads a series and brings it to the model. While the model is at work, that thread
+reads the next series that waits, and a third one encodes and keeps what the model said about the one before. So at
+most three studies are in memory. Every job that is read is claimed, and its lease goes along with it.
+
+A job whose last attempt ended its worker, or whatever else brought it back, is done alone: what dies with it is not
+taken for the culprit.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
-import random
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import structlog
-from structlog.contextvars import bound_contextvars
 
 from dicom_node.config import Settings
 from dicom_node.dispatch import Hints
-from dicom_node.errors import NotApplicable, Refused, SettingsError, Unavailable
+from dicom_node.errors import SettingsError, Unavailable
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.jobs import Job, LostLease
-from dicom_node.lifecycle import Happening, Kind
+from dicom_node.lifecycle import Kind
 from dicom_node.spool import Spool
+from workers.attempt import Attempt
 from workers.delivering import Delivering
-from workers.inferring import Inferring
-from workers.lease import Lease
+from workers.inferring import Inferring, Loaded, Predicted
+from workers.station import Station
 
 log = structlog.get_logger()
 
-_SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
-_JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
+_LOOK = 0.2  # seconds between two looks at what waits while the model is at work
+_HEAD_START = 0.2  # seconds that a job is left to workers that are free
+_SOON = 10.0  # seconds before a model ends in which the next series is read; earlier another worker may be free first
+
+
+@dataclass(slots=True)
+class _Read:
+    """A job whose series is in memory."""
+
+    attempt: Attempt
+    loaded: Loaded
 
 
 class Pipeline:
-    """Runs jobs, one at a time."""
+    """Runs jobs: the most urgent first, one at a time on the model."""
 
     def __init__(
         self,
@@ -48,19 +64,22 @@ class Pipeline:
         self._clock = clock
         self._hints = Hints(settings, ledger)
         self._inferring = Inferring(settings, ledger, spool, self._hints)
-        self._doers: dict[Kind, Callable[[Job, Lease], None]] = {
-            Kind.INFER: self._inferring,
-            Kind.DELIVER: Delivering(settings, ledger, spool),
-        }
+        self._delivering = Delivering(settings, ledger, spool)
+        self._model, self._record = Station("model"), Station("record")
+        self._at_model: Attempt  # the last that was brought
+        self._stopping = threading.Event()
 
     def run(self, job_id: int) -> None:
         """Do the job if it is ours to do: a message that came twice, or late, finds it claimed and does nothing.
 
-        A ledger that is away leaves the job as it is; its lease, or the next message, brings it back.
+        Returns when the next message may come: a delivery has ended then, an inference has left the model. A ledger
+        that is away leaves the job as it is; its lease, or the next message, brings it back.
         """
         try:
             self._ledger.require_schema()
-            self._run(job_id)
+            for number in self._in_order(job_id):
+                if not self._stopping.is_set() and (attempt := self._claimed(number)) is not None:
+                    self._do(attempt)
         except Unavailable as error:
             log.error("job.unrecorded", job=job_id, reason=str(error))
         except SettingsError as error:  # the node has been upgraded and this process has not: others can do the job
@@ -69,76 +88,110 @@ class Pipeline:
 
     def warm(self) -> None:
         """Get ready for the first inference, so that it waits for no import and no model."""
-        self._inferring.warm()
+        for load in self._inferring.warming():
+            self._model.take(load)
+
+    def stop(self) -> None:
+        """Read nothing more; what was begun is finished."""
+        self._stopping.set()
 
     def close(self) -> None:
-        """End what the jobs left running: models in processes of their own."""
+        """Finish what was begun, then end what the jobs left running: models in processes of their own."""
+        self.stop()
+        self._model.close()
+        self._record.close()
         self._inferring.close()
         self._hints.close()
 
-    def _run(self, job_id: int) -> None:
-        lease_seconds = self._settings.jobs.lease
-        job = self._ledger.jobs.claim(job_id, worker=self._worker, lease=lease_seconds, now=self._clock())
+    def _in_order(self, job_id: int) -> Iterator[int]:
+        """Yield what is more urgent than a job, then the job."""
+        queue, courtesy = self._ledger.queue, self._settings.jobs.courtesy
+        while (urgent := queue.ahead_of(job_id, courtesy=courtesy, now=self._clock())) and not self._stopping.is_set():
+            yield urgent
+        yield job_id
+
+    def _claimed(self, job_id: int) -> Attempt | None:
+        lease = self._settings.jobs.lease
+        job = self._ledger.jobs.claim(job_id, worker=self._worker, lease=lease, now=self._clock())
         if job is None:
+            return None
+        return Attempt(job, settings=self._settings, ledger=self._ledger, clock=self._clock)
+
+    def _do(self, attempt: Attempt) -> None:
+        if attempt.job.kind is Kind.DELIVER:
+            attempt.last_step(lambda: self._delivering(attempt.job, attempt.watch))
+        elif attempt.job.attempts > 1:
+            self._clear()
+            self._bring(self._read(attempt))
+            self._clear()
+        else:
+            ready = self._read(attempt)
+            while ready is not None:
+                self._bring(ready)
+                ready = self._read_ahead()
+
+    # -- the line: read, model, record ------------------------------------------------------------------------
+
+    def _read(self, attempt: Attempt) -> _Read | None:
+        loaded = attempt.step(lambda: self._inferring.load(attempt))
+        return None if loaded is None else _Read(attempt, loaded)
+
+    def _clear(self) -> None:
+        """Wait until there is nothing on the line."""
+        self._model.is_free()
+        self._record.is_free()
+
+    def _bring(self, ready: _Read | None) -> None:
+        if ready is None:
             return
-        with (
-            bound_contextvars(job=job.job_id, kind=job.kind.value, model=job.model, attempt=job.attempts),
-            Lease(self._ledger, job, seconds=lease_seconds) as lease,
-        ):
-            started = time.monotonic()
-            outcome = self._attempt(job, lease)
-            log.info("job.ended", outcome=outcome, seconds=round(time.monotonic() - started, 2))
 
-    def _attempt(self, job: Job, lease: Lease) -> str:
-        """Do it once, and record what came of it; every outcome of every job passes through here."""
-        try:
-            self._doers[job.kind](job, lease)
-        except LostLease:
-            return "lost: another worker has it"
-        except NotApplicable as answer:
-            return self._end(job, Happening.DECLINED, answer.reason, answer.detail)
-        except Refused as error:
-            return self._end(job, Happening.REFUSED, _reason(error), str(error))
-        except Unavailable as error:
-            return self._later(job, error)
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in _SHORTAGES:
-                return self._later(job, Unavailable(f"the machine has run short: {error.strerror}"))
-            # a defect, of ours or of a model: its message may quote the images, its place in the code does not
-            log.exception("job.defect", error=type(error).__name__)
-            return self._once_more(job, error)
-        return "done"
+        def predict() -> None:
+            predicted = ready.attempt.step(lambda: self._inferring.predict(ready.attempt, ready.loaded))
+            if predicted is not None:
+                self._record.take(lambda: self._keep(ready.attempt, predicted))
 
-    def _later(self, job: Job, error: Unavailable) -> str:
-        """Try again after a pause that doubles, for days: a disk may be full, or a PACS away, over a weekend."""
-        patience = self._settings.delivery.patience
-        now = self._clock()
-        if patience.is_over(job.wanted_since, now=now):
-            return self._end(job, Happening.EXHAUSTED, _reason(error), f"given up: {error}")
-        later = patience.next_try(job.attempts, now=now, jitter=_JITTER)
-        return self._end(job, Happening.POSTPONED, _reason(error), str(error), not_before=later)
+        self._model.take(predict)
+        self._at_model = ready.attempt
 
-    def _once_more(self, job: Job, error: Exception) -> str:
-        detail = f"unexpected {type(error).__name__} in attempt {job.attempts}"
-        earlier = sum(
-            event["fields"].get("reason") == "defect" and event["at"] >= job.wanted_since
-            for event in self._ledger.history.events_of_job(job.job_id)
-        )
-        if earlier + 1 >= self._settings.jobs.maximum_attempts:
-            return self._end(job, Happening.EXHAUSTED, "defect", detail)
-        return self._end(job, Happening.POSTPONED, "defect", detail, not_before=self._clock() + 1.0)
+    def _keep(self, attempt: Attempt, predicted: Predicted) -> None:
+        attempt.last_step(lambda: self._inferring.record(attempt, predicted))
 
-    def _end(self, job: Job, happening: Happening, reason: str, detail: str, *, not_before: float | None = None) -> str:
-        try:
-            self._ledger.jobs.ended(
-                job, happening, now=self._clock(), reason=reason, detail=detail, not_before=not_before
-            )
-        except LostLease:
-            return "lost: another worker has it"
-        return f"{happening.value}: {reason}"
+    def _read_ahead(self) -> _Read | None:
+        """Wait for the model to be free; return the next job, with its series read, where one waits meanwhile."""
+        ahead: _Read | None = None
+        while not self._stopping.is_set():
+            found = self._waiting(ahead)
+            if found is not None and (attempt := self._claimed(found)) is not None:
+                if ahead is not None:
+                    ahead.attempt.put_back("more_urgent")
+                ahead = self._read(attempt)
+                self._interrupt_for(ahead)
+            elif self._model.is_free(within=_LOOK):
+                return ahead
+        if ahead is not None:
+            ahead.attempt.put_back("worker_stops")
+        return None
 
+    def _waiting(self, ahead: _Read | None) -> int | None:
+        """Return a job to read now: the first that waits, or one that is more urgent than what was read already."""
+        now, courtesy = self._clock(), self._settings.jobs.courtesy
+        found = self._ledger.queue.waiting(Kind.INFER, courtesy=courtesy, since=now - _HEAD_START, now=now)
+        if found is None or found.attempts > 0:
+            return None
+        if ahead is not None:
+            return found.job_id if found.priority < ahead.attempt.job.priority else None
+        return found.job_id if self._ends_soon() or found.priority < self._at_model.job.priority else None
 
-def _reason(error: Exception) -> str:
-    """Return `peer_unreachable` for PeerUnreachable."""
-    name = type(error).__name__
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+    def _ends_soon(self) -> bool:
+        """Return whether the model is nearly done, as far as its pace tells; where it does not, it may be."""
+        left = self._inferring.remaining(self._at_model, now=self._clock())
+        return left is None or left < _SOON
+
+    def _interrupt_for(self, ahead: _Read | None) -> None:
+        """Have the job at the model give way to a more urgent one, unless it has done so for long enough."""
+        at_model = self._at_model
+        if ahead is None or ahead.attempt.job.priority >= at_model.job.priority:
+            return
+        job, courtesy = at_model.job, self._settings.jobs.courtesy
+        if courtesy.gives_way(wanted_since=job.wanted_since, yielded=job.yielded, now=self._clock()):
+            at_model.lease.give_way()

@@ -25,7 +25,7 @@ from dicom_node.config.tables import (
     TlsTable,
     WebTable,
 )
-from dicom_node.routing import Route
+from dicom_node.routing import Priority, Route
 from dicom_node.services import Admission, Credentials
 
 
@@ -50,7 +50,13 @@ class Settings(Table):
     def routes(self) -> tuple[Route, ...]:
         """Return the routes as values that `routing` matches."""
         return tuple(
-            Route(table.name or f"route {number}", dict(table.when), table.run, table.send_to)
+            Route(
+                table.name or f"route {number}",
+                dict(table.when),
+                table.run,
+                table.send_to,
+                Priority[table.priority.upper()],
+            )
             for number, table in enumerate(self.route, start=1)
         )
 

@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 
 from dicom_node.catalogue import default_folder, suggestion
 from dicom_node.forms import DEFAULT_RESULTS, Wish
-from dicom_node.lifecycle import Patience
+from dicom_node.lifecycle import Courtesy, Patience
 from dicom_node.retention import Policy
 from dicom_node.routing import CALLING_AE_TITLE
 from dicom_node.services import RESULT_KIND_NAMES
@@ -126,6 +126,13 @@ class JobsTable(Table):
     maximum_deaths: Annotated[int, Field(ge=1)] = 10  # of workers, at one inference
     sweep: Annotated[float, Field(gt=0)] = 0.5
     hint_again: Annotated[float, Field(gt=0)] = 10.0
+    give_way_for: Seconds = 3600.0  # since it is wanted; then a job is not interrupted any more
+    give_way_times: Annotated[int, Field(ge=0)] = 3  # interruptions of one job by more urgent ones
+
+    @property
+    def courtesy(self) -> Courtesy:
+        """Return how long a job gives way to more urgent ones."""
+        return Courtesy(self.give_way_for, self.give_way_times)
 
 
 class DeliveryTable(Table):
@@ -261,6 +268,7 @@ class RouteTable(Table):
     when: Mapping[str, str] = Field(default_factory=dict)
     run: OneOrMore
     send_to: OneOrMore
+    priority: Literal["urgent", "normal", "background"] = "normal"
 
     @field_validator("when")
     @classmethod

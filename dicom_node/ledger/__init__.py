@@ -11,6 +11,7 @@ from dicom_node.ledger.history import History
 from dicom_node.ledger.inventory import Inventory
 from dicom_node.ledger.jobs import Jobs
 from dicom_node.ledger.peers import Peers
+from dicom_node.ledger.queue import Queue
 
 
 class Ledger:
@@ -21,6 +22,7 @@ class Ledger:
         self._database = open_database(url, migrate=migrate)
         self.arrivals = Arrivals(self._database)
         self.jobs = Jobs(self._database)
+        self.queue = Queue(self._database)
         self.commitments = Commitments(self._database)
         self.departures = Departures(self._database)
         self.inventory = Inventory(self._database)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, or_, select, update
+from sqlalchemy import Connection, delete, exists, func, select, update
 
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
@@ -22,7 +22,7 @@ from dicom_node.lifecycle import (
     advance,
     pause_after_death,
 )
-from dicom_node.routing import Order
+from dicom_node.routing import Order, Priority
 from dicom_node.services import RESULT_KIND_NAMES
 
 
@@ -40,6 +40,8 @@ class Job:
     model: str
     routes: tuple[str, ...]
     send_to: tuple[str, ...]
+    priority: Priority
+    yielded: int
     parent_id: int | None
     peer: str | None
     attempts: int
@@ -134,6 +136,7 @@ class Jobs:
             model=order.model,
             routes=list(order.routes),
             send_to=list(order.send_to),
+            priority=order.priority,
         )
 
     def _make(self, connection: Connection, now: float, **values: Any) -> int | None:
@@ -164,23 +167,6 @@ class Jobs:
             move(connection, number, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {revision}")
 
     # -- claimed ------------------------------------------------------------------------------------------
-
-    def due(self, kind: Kind, *, now: float, hint_again: float, limit: int) -> list[int]:
-        """Return up to `limit` queued jobs of a kind whose time has come and that no recent message speaks for."""
-        stale = or_(job.c.hinted_at.is_(None), job.c.hinted_at < now - hint_again)
-        query = (
-            select(job.c.job_id)
-            .where((job.c.state == State.QUEUED) & (job.c.kind == kind) & (job.c.not_before <= now) & stale)
-            .order_by(job.c.not_before, job.c.job_id)
-            .limit(limit)
-        )
-        with self._database.reading() as connection:
-            return list(connection.execute(query).scalars())
-
-    def hinted(self, numbers: Iterable[int], *, now: float) -> None:
-        """Note that a message was sent for each of these jobs."""
-        with self._database.writing() as connection:
-            connection.execute(update(job).where(job.c.job_id.in_(list(numbers))).values(hinted_at=now))
 
     def claim(self, job_id: int, *, worker: str, lease: float, now: float) -> Job | None:
         """Take a queued job for `lease` seconds; None where another has it or it is not due."""
@@ -262,6 +248,17 @@ class Jobs:
             lock_owned(connection, held)
             move(connection, held.job_id, happening, now, reason=reason, detail=detail, not_before=not_before, **fields)
 
+    def yielded(self, held: Job, *, reason: str, now: float, interrupted: bool) -> None:
+        """Put a job back that its worker had begun, without counting the attempt; raise LostLease where it is not ours.
+
+        It keeps its place. `interrupted` says that it gave way to a more urgent one, which is bounded.
+        """
+        with self._database.writing() as connection:
+            lock_owned(connection, held)
+            move(connection, held.job_id, Happening.YIELDED, now, reason=reason, not_before=held.not_before)
+            counted = {"attempts": job.c.attempts - 1, "yielded": job.c.yielded + int(interrupted), "progress": 0.0}
+            connection.execute(update(job).where(job.c.job_id == held.job_id).values(**counted))
+
     def inferred(
         self,
         held: Job,
@@ -306,6 +303,7 @@ class Jobs:
             model=held.model,
             routes=list(held.routes),
             send_to=[peer],
+            priority=held.priority,
             parent_id=held.job_id,
             peer=peer,
         )
@@ -389,6 +387,7 @@ def _job(row: Mapping[Any, Any]) -> Job:
     values = {name: row[name] for name in Job.__slots__}
     values.update(
         kind=Kind(row["kind"]),
+        priority=Priority(row["priority"]),
         state=State(row["state"]),
         routes=tuple(row["routes"]),
         send_to=tuple(row["send_to"]),

@@ -86,6 +86,8 @@ job = Table(
     Column("model", String(32), nullable=False),
     Column("routes", JSON, nullable=False),
     Column("send_to", JSON, nullable=False),
+    Column("priority", Integer, nullable=False, server_default="1"),  # see `routing.Priority`: less is more urgent
+    Column("yielded", Integer, nullable=False, server_default="0"),  # how often it was interrupted by a more urgent one
     Column("parent_id", ForeignKey("job.job_id"), index=True),  # of a delivery: the inference whose results it sends
     Column("peer", String(32)),
     Column("attempts", Integer, nullable=False),
@@ -101,7 +103,7 @@ job = Table(
     Column("wanted_since", Double, nullable=False),  # made, or last requeued by the operator
     Column("started_at", Double),
     Column("ended_at", Double),
-    Index("ix_job_due", "state", "kind", "not_before"),
+    Index("ix_job_due", "state", "kind", "priority", "not_before"),
 )
 _to_do = job.c.ended_at.is_(None)
 Index("ix_job_to_do", job.c.job_id, sqlite_where=_to_do, postgresql_where=_to_do)

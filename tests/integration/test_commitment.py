@@ -32,8 +32,8 @@ from dicom_node.scp import Scp
 from tests.acceptance.stand import OrthancProcess
 from tests.datasets import CT, EXPLICIT, IMPLICIT, as_file, ct, uid, write
 from workers.delivering import Delivering
-from workers.lease import Lease
 from workers.pipeline import Pipeline
+from workers.stopwatch import Stopwatch
 
 HERE = "127.0.0.1"
 NEVER_SENT = Reference(CT, "1.2.3.4.5")
@@ -483,8 +483,7 @@ def test_a_peer_that_does_not_report_is_asked_again_and_nothing_is_sent_twice(ar
     assert node.ledger.commitments.overdue(now=time.time() + 59, patience=patience) == 0
     assert node.ledger.commitments.overdue(now=time.time() + 61, patience=patience) == 1
     with_due = node.ledger.jobs.claim(node.job_id, worker="test", lease=60, now=time.time() + 62)
-    with Lease(node.ledger, with_due, seconds=60) as lease:
-        node.delivering(with_due, lease)
+    node.delivering(with_due, Stopwatch())
 
     assert node.job.state is State.DONE
     assert sorted(pacs.stored) == BOTH

@@ -13,13 +13,14 @@ from dicom_node.errors import LedgerUnavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import Held
 from dicom_node.ledger.jobs import LostLease, StoredResult
-from dicom_node.lifecycle import Happening, IllegalTransition, Kind, State
-from dicom_node.routing import Order
+from dicom_node.lifecycle import Courtesy, Happening, IllegalTransition, Kind, State
+from dicom_node.routing import Order, Priority
 
 ASSOCIATION = AssociationIdentity("a1", "SCANNER", "DICOM_NODE", "127.0.0.1")
 ORDER = Order("ct_lung", ("PACS", "ARCHIVE"), ("chest",))
 DIGEST = "d" * 64
 LEASE = 60.0
+COURTESY = Courtesy(seconds=3600.0, times=3)
 
 
 def instance(number: int = 1, series: str = "1.2.3", **header) -> Instance:
@@ -59,6 +60,13 @@ def complete(
 def inference(ledger: Ledger, series: str = "1.2.3") -> int:
     receive(ledger, series=series)
     (number,) = complete(ledger, series)
+    return number
+
+
+def prioritised(ledger: Ledger, priority: Priority) -> int:
+    series = f"1.11.{priority.value}"
+    receive(ledger, series=series)
+    (number,) = complete(ledger, series, orders=[(replace(ORDER, priority=priority), DIGEST)])
     return number
 
 
@@ -359,21 +367,21 @@ def test_a_worker_known_to_be_dead_gives_its_jobs_back_at_once_and_nobody_elses(
 
 
 def due(ledger, kind=Kind.INFER, now=20.0, limit=10):
-    return ledger.jobs.due(kind, now=now, hint_again=10.0, limit=limit)
+    return ledger.queue.due(kind, courtesy=COURTESY, now=now, hint_again=10.0, limit=limit)
 
 
 def test_a_queued_job_is_due_until_a_message_speaks_for_it_and_again_when_that_grows_old(ledger):
     number = inference(ledger)
 
     assert due(ledger) == [number]
-    ledger.jobs.hinted([number], now=20.0)
+    ledger.queue.hinted([number], now=20.0)
     assert due(ledger, now=30.0) == []
     assert due(ledger, now=30.1) == [number]
 
 
 def test_a_postponed_job_is_due_at_its_time_though_a_message_went_out_before(ledger):
     number = inference(ledger)
-    ledger.jobs.hinted([number], now=20.0)
+    ledger.queue.hinted([number], now=20.0)
     ledger.jobs.ended(claim(ledger, number), Happening.POSTPONED, now=21.0, reason="r", not_before=22.0)
 
     assert due(ledger, now=21.9) == []
@@ -387,6 +395,55 @@ def test_a_long_line_of_inferences_does_not_hide_a_delivery(ledger):
         inference(ledger, f"1.4.{number}")
 
     assert due(ledger, Kind.DELIVER, now=31.0, limit=5) == deliveries
+
+
+def test_the_most_urgent_is_due_first_and_a_delivery_is_as_urgent_as_its_inference(ledger):
+    made = {priority: prioritised(ledger, priority) for priority in reversed(Priority)}
+    held = claim(ledger, made[Priority.URGENT])
+    ledger.jobs.inferred(held, [result()], now=21.0, seconds={})
+
+    assert due(ledger) == [made[Priority.NORMAL], made[Priority.BACKGROUND]]
+    assert {ledger.jobs.get(number).priority for number in due(ledger, Kind.DELIVER, now=22.0)} == {Priority.URGENT}
+
+
+def test_only_what_is_more_urgent_overtakes(ledger):
+    background, normal = prioritised(ledger, Priority.BACKGROUND), prioritised(ledger, Priority.NORMAL)
+
+    def ahead_of(number, now=20.0):
+        return ledger.queue.ahead_of(number, courtesy=COURTESY, now=now)
+
+    assert ahead_of(background) == normal
+    assert ahead_of(normal) is None
+    assert ahead_of(4711) is None
+    assert ahead_of(background, now=10.0 + COURTESY.seconds + 1) is None  # it has given way for long enough
+
+
+def test_a_job_is_left_to_free_workers_before_a_busy_one_looks_at_it(ledger):
+    number = prioritised(ledger, Priority.URGENT)
+    ledger.queue.hinted([number], now=20.0)
+
+    def waiting(since):
+        return ledger.queue.waiting(Kind.INFER, courtesy=COURTESY, since=since, now=30.0)
+
+    assert waiting(since=19.9) is None
+    assert waiting(since=20.0) == (number, Priority.URGENT, 0, 0)
+    claim(ledger, number)
+    assert waiting(since=20.0) is None
+
+
+def test_a_job_that_gives_way_keeps_its_place_and_its_attempts_and_is_fenced(ledger):
+    number = inference(ledger)
+    held = claim(ledger, number)
+
+    ledger.jobs.yielded(held, reason="more_urgent", now=25.0, interrupted=True)
+
+    after = ledger.jobs.get(number)
+    assert (after.state, after.attempts, after.yielded, after.not_before) == (State.QUEUED, 0, 1, held.not_before)
+    assert names(ledger, number)[-1] == "job.yielded"
+    with pytest.raises(LostLease):
+        ledger.jobs.yielded(held, reason="more_urgent", now=26.0, interrupted=True)
+    ledger.jobs.yielded(claim(ledger, number), reason="worker_stops", now=27.0, interrupted=False)
+    assert ledger.jobs.get(number).yielded == 1
 
 
 # -- ended ------------------------------------------------------------------------------------------------

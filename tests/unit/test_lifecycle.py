@@ -4,7 +4,17 @@ import random
 
 import pytest
 
-from dicom_node.lifecycle import REQUEUEABLE, TRANSITIONS, Happening, IllegalTransition, Kind, State, advance, backoff
+from dicom_node.lifecycle import (
+    REQUEUEABLE,
+    TRANSITIONS,
+    Courtesy,
+    Happening,
+    IllegalTransition,
+    Kind,
+    State,
+    advance,
+    backoff,
+)
 
 
 def test_every_state_is_reached_and_every_happening_happens():
@@ -42,3 +52,11 @@ def test_the_pause_doubles_up_to_the_maximum_and_is_spread_by_half():
 
     for pause, full in zip(pauses, (5.0, 10.0, 20.0, 600.0, 600.0), strict=True):
         assert full / 2 <= min(pause) < max(pause) <= full
+
+
+def test_a_job_gives_way_so_often_and_so_long_and_then_no_more():
+    courtesy = Courtesy(seconds=60.0, times=2)
+
+    assert courtesy.gives_way(wanted_since=100.0, yielded=1, now=160.0)
+    assert not courtesy.gives_way(wanted_since=100.0, yielded=2, now=110.0)
+    assert not courtesy.gives_way(wanted_since=100.0, yielded=0, now=161.0)

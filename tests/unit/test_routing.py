@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dicom_node.attributes import attributes_of, read_attributes
 from dicom_node.errors import InputRefused
-from dicom_node.routing import CALLING_AE_TITLE, Mismatch, Order, Route, match, mismatches
+from dicom_node.routing import CALLING_AE_TITLE, Mismatch, Order, Priority, Route, match, mismatches
 from tests.datasets import ct, write
 
 CHEST = {"Modality": ("CT",), "BodyPartExamined": ("CHEST",), "ImageType": ("ORIGINAL", "PRIMARY", "AXIAL")}
@@ -82,3 +84,14 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, content):
 
     with pytest.raises(InputRefused, match=r"broken\.dcm"):
         read_attributes(path)
+
+
+def test_of_several_routes_to_one_model_the_most_urgent_counts():
+    routes = [
+        replace(route("screening"), priority=Priority.BACKGROUND),
+        replace(route("stroke", BodyPartExamined="HEAD"), priority=Priority.URGENT),
+    ]
+
+    (urgent,), (background,) = match(routes, {"BodyPartExamined": ["HEAD"]}), match(routes, {})
+
+    assert (urgent.priority, background.priority) == (Priority.URGENT, Priority.BACKGROUND)
