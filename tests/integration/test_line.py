@@ -249,7 +249,7 @@ def test_neither_of_equals_interrupts_the_other(line, at_model):
 def test_a_job_that_was_tried_before_is_alone_on_the_line(line):
     suspect, other = line.study(), line.study()
     held = line.ledger.jobs.claim(suspect, worker="that died", lease=60, now=time.time())
-    line.ledger.jobs.abandon_worker("that died", maximum_attempts=3, now=time.time())
+    line.ledger.jobs.abandon_worker("that died", maximum_deaths=3, now=time.time())
     assert held.attempts == 1
 
     line.run(other)
