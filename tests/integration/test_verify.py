@@ -49,6 +49,7 @@ def send(node, study: str) -> None:
     association = node.associate((CT, EXPLICIT))
     assert {association.send_c_store(as_file(each)).Status for each in series_of(SLICES, study=study)} == {0x0000}
     association.release()
+    assert node.recorder.flush()
 
 
 def a_result(node) -> str:
@@ -154,6 +155,7 @@ def test_what_is_set_aside_is_read_too(node):
     association = node.associate((CT, EXPLICIT))
     association.send_c_store(as_file(series_of(1, study="study", pixel=9)[0]))
     association.release()
+    assert node.recorder.flush()
     (aside,) = (node.spool.storage / "quarantine").iterdir()
     assert found(node) == []
 
