@@ -58,6 +58,20 @@ def stored_values(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
     return frames
 
 
+def meaning_of_words(header: Dataset) -> npt.NDArray[Any]:
+    """Return the stored value that each word of uncompressed pixel data of one sample stands for, as pydicom has it.
+
+    The index is the word, little-endian and unsigned: 256 values where 8 bits are allocated, 65536 where 16 are.
+    """
+    words = np.arange(1 << int(header.BitsAllocated), dtype=f"<u{int(header.BitsAllocated) // 8}")
+    made = _described(header, ExplicitVRLittleEndian)
+    made.Rows, made.Columns = len(words) // 16, 16
+    made.PixelData = words.tobytes()
+    made["PixelData"].VR = "OW" if made.BitsAllocated > 8 else "OB"
+    (values,) = iter_pixels(made)
+    return np.array(values).reshape(-1)
+
+
 def _syntax(header: Dataset) -> UID:
     return UID(str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or ""))
 

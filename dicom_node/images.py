@@ -35,9 +35,9 @@ def read_source(paths: Sequence[Path]) -> Source:
     return source_of([header for header, _ in headers], [path for _, path in headers], frames)
 
 
-def source_of(headers: Iterable[Dataset], paths: Iterable[Path], frames: Iterable[SourceFrame]) -> Source:
+def source_of(headers: Sequence[Dataset], paths: Iterable[Path], frames: Iterable[SourceFrame]) -> Source:
     """Return a source whose pixels come from `paths`, the files of `headers` in the same order."""
-    datasets, files, places = tuple(headers), tuple(paths), tuple(frames)
+    datasets, files, places = headers, tuple(paths), tuple(frames)
 
     def pixels(frame: int) -> npt.NDArray[Any]:
         place = places[frame]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,13 @@ class SourceFrame:
 class Source:
     """One series as a model saw it.
 
-    `datasets` are headers without pixel data, never changed. `frames` are in the order of axis 0 of every
-    label array: for a classic series one frame per dataset, for a multi-frame object one dataset for all.
+    `datasets` are headers without pixel data, never changed, perhaps read only when they are asked for. `frames`
+    are in the order of axis 0 of every label array: for a classic series one frame per dataset, for a multi-frame
+    object one dataset for all.
     `pixels` decodes a frame on demand: stored values, shape `(rows, columns)`, or `(rows, columns, 3)` in RGB.
     """
 
-    datasets: tuple[Dataset, ...]
+    datasets: Sequence[Dataset]
     frames: tuple[SourceFrame, ...]
     pixels: Callable[[int], npt.NDArray[Any]] | None = field(default=None, compare=False, repr=False)
 

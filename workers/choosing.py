@@ -20,6 +20,7 @@ from dicom_node.services import Use, use_of
 from dicom_node.spool import Spool
 from workers.alignment import aligned, require_one_frame
 from workers.fitness import check_input
+from workers.plain import Headers
 from workers.slices import flat_header, read_header
 from workers.volume import Volume, load
 
@@ -53,7 +54,7 @@ class Choosing:
         manifest = found.manifest
         instances = self._images(job.series_instance_uid)
         volume = self._load(instances, manifest.input)
-        _require_one_patient(volume.source.datasets)
+        _require_one_patient(_different(volume))
         check_input(volume, manifest.input)
         if manifest.input.prefer:
             self._require_best(job, manifest, volume)
@@ -61,7 +62,7 @@ class Choosing:
         used = list(instances)
         for name, slot in list(manifest.inputs.items())[1:]:
             other, theirs = self._companion(job, name, slot, volume)
-            _require_one_patient([volume.source.datasets[0], *other.source.datasets])
+            _require_one_patient([volume.source.datasets[0], *_different(other)])
             others[name] = aligned(other.grid, volume.grid)
             used += theirs
         return Chosen(replace(volume, grid=replace(volume.grid, others=others)) if others else volume, tuple(used))
@@ -118,6 +119,12 @@ class Choosing:
                 continue
             return other, instances
         raise NotApplicable(Reason.MISSING_INPUT, f"inputs.{name}: {why}")
+
+
+def _different(volume: Volume) -> Sequence[Dataset]:
+    """Return the headers of a volume, of those that say the same of study and patient only one."""
+    datasets = volume.source.datasets
+    return datasets.different() if isinstance(datasets, Headers) else datasets
 
 
 def _require_one_patient(headers: Sequence[Dataset]) -> None:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
+from dicom_node.decoders import meaning_of_words
 from dicom_node.errors import NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.images import decoded, source_of
@@ -22,8 +22,9 @@ from dicom_node.selection import stack_objections
 from dicom_node.source import Source, SourceFrame
 from dicom_node.suv import first_acquisition, suv_factor
 from workers.frames import frames_of
+from workers.plain import Headers, Plain, glance, headers_of, placed, plain_words, to_read
 from workers.prediction import Grid
-from workers.slices import Slice, flat_header, read_header, require_one_series, slices_of
+from workers.slices import Slice, flat_header, read_header, require_one_series
 from workers.stacks import best_stack
 
 _THREADS = 4
@@ -81,34 +82,39 @@ def load(paths: Sequence[Path], slot: InputSlot | None = None) -> Volume:
         InputRefused: a file cannot be read, or its pixels cannot be decoded here.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        headers = list(pool.map(read_header, paths))
-        require_one_series(headers)
+        glances = list(pool.map(glance, paths))
+        headers = headers_of(paths, glances, pool.map(read_header, [paths[number] for number in to_read(glances)]))
+        require_one_series(headers.different())
         if slot is not None and slot.dimensions == 2:
             source, grid, left_out = frames_of(paths, headers, pool)
             return Volume(source, grid, notes=(left_out,) if left_out else ())
-        pieces = [piece for number, header in enumerate(headers) for piece in slices_of(number, header)]
-        stack = best_stack(pieces, lambda piece: slot is None or _suits(piece, headers, slot))
-        first = first_acquisition(headers)
-        factors = {piece.instance: _factor(headers[piece.instance], slot, first) for piece in stack.slices}
-        values = _decoded(paths, headers, stack.slices, factors, pool)
+        stack = best_stack(list(placed(glances, headers)), lambda piece: slot is None or _suits(piece, headers, slot))
+        factors = _factors(headers, stack.slices, slot)
+        lattice = _lattice(stack.slices)
+        values = _decoded(paths, headers, stack.slices, factors, lattice, glances, pool)
     used = list(dict.fromkeys(piece.instance for piece in stack.slices))
     place = {number: index for index, number in enumerate(used)}
     source = source_of(
-        (headers[number] for number in used),
+        headers.of(used),
         (paths[number] for number in used),
         (SourceFrame(place[piece.instance], piece.frame_number) for piece in stack.slices),
     )
-    grid, order, flipped = _canonical(values, stack.slices, str(headers[used[0]].get("Modality") or ""))
-    return Volume(source, grid, order, flipped, stack.left_out)
+    grid = _canonical(values, stack.slices, lattice, str(headers.shared(used[0]).get("Modality") or ""))
+    return Volume(source, grid, lattice.order, lattice.flipped, stack.left_out)
 
 
-def _factor(header: Dataset, slot: InputSlot | None, first: datetime | None) -> float:
-    """Return what makes SUVbw of a PET's values, where a model takes PET."""
-    pet = slot is not None and "PT" in slot.modality and header.get("Modality") == "PT"
-    return suv_factor(header, first) if pet else 1.0
+def _factors(headers: Headers, slices: Sequence[Slice], slot: InputSlot | None) -> dict[int, float]:
+    """Return by instance what makes SUVbw of a PET's values, where a model takes PET, else 1."""
+    factors = dict.fromkeys((piece.instance for piece in slices), 1.0)
+    if slot is not None and "PT" in slot.modality:
+        first = first_acquisition(headers)
+        for number in factors:
+            if headers[number].get("Modality") == "PT":
+                factors[number] = suv_factor(headers[number], first)
+    return factors
 
 
-def _suits(piece: Slice, headers: Sequence[Dataset], slot: InputSlot) -> bool:
+def _suits(piece: Slice, headers: Headers, slot: InputSlot) -> bool:
     header = flat_header(headers[piece.instance], piece.frame_number)
     return not any(True for _ in stack_objections(header, slot))
 
@@ -118,29 +124,67 @@ def _suits(piece: Slice, headers: Sequence[Dataset], slot: InputSlot) -> bool:
 
 def _decoded(
     paths: Sequence[Path],
-    headers: Sequence[Dataset],
+    headers: Headers,
     slices: Sequence[Slice],
     factors: Mapping[int, float],
+    lattice: _Lattice,
+    glances: Sequence[Plain | None],
     pool: ThreadPoolExecutor,
 ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
-    """Return rescaled values of shape `(slices, rows, columns)`: int16 where that is exact, else float32."""
+    """Return rescaled values in patient order: int16 where that is exact, else float32."""
     whole = all(piece.fits_int16 for piece in slices) and set(factors.values()) == {1.0}
-    values = np.empty((len(slices), *slices[0].shape), np.int16 if whole else np.float32)
+    shape = (len(slices), *slices[0].shape)
+    made: npt.NDArray[Any] = np.empty([shape[axis] for axis in lattice.order], np.int16 if whole else np.float32)
+    values = np.transpose(_flip(made, lattice.flipped), np.argsort(lattice.order))  # the same memory in source order
     by_instance: dict[int, list[int]] = defaultdict(list)
     for index, piece in enumerate(slices):
         by_instance[piece.instance].append(index)
+    tables = _Tables(headers, values.dtype)
 
     def fill(item: tuple[int, list[int]]) -> None:
         number, indices = item
+        plain = glances[number]
+        table = None if plain is None else tables.of(slices[indices[0]], factors[number])
+        if plain is not None and table is not None:
+            values[indices[0]] = table.take(plain_words(paths[number], plain, slices[indices[0]].shape))
+            return
         frames = [slices[index].frame_number - 1 for index in indices]
         if int(headers[number].get("SamplesPerPixel") or 1) != 1:
             raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
         for index, stored in zip(indices, decoded(paths[number], headers[number], frames), strict=True):
-            values[index] = _rescaled(stored, slices[index], headers[number], values.dtype)
-            if factors[number] != 1.0:
-                values[index] *= factors[number]
+            values[index] = _scaled(stored, slices[index], headers[number], values.dtype, factors[number])
 
     list(pool.map(fill, by_instance.items()))
+    return made
+
+
+class _Tables:
+    """What each word of pixel data becomes in the volume, for the images that say the same of it."""
+
+    def __init__(self, headers: Headers, dtype: np.dtype[Any]) -> None:
+        self._headers = headers
+        self._dtype = dtype
+        self._made: dict[tuple[int, float], npt.NDArray[Any] | None] = {}
+
+    def of(self, piece: Slice, factor: float) -> npt.NDArray[Any] | None:
+        """Return the table by word, made by the steps that values without a table take; None where there is none."""
+        header = self._headers.shared(piece.instance)
+        key = (id(header), factor)
+        if key not in self._made:
+            try:
+                self._made[key] = _scaled(meaning_of_words(header), piece, header, self._dtype, factor)
+            except Exception:
+                # whatever it is that pydicom does not like, it will say so of the image itself
+                self._made[key] = None
+        return self._made[key]
+
+
+def _scaled(
+    stored: npt.NDArray[Any], piece: Slice, header: Dataset, dtype: np.dtype[Any], factor: float
+) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+    values = _rescaled(stored, piece, header, dtype)
+    if factor != 1.0:
+        values *= factor
     return values
 
 
@@ -169,15 +213,28 @@ def _is_padding(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.boo
 # -- geometry -----------------------------------------------------------------------------------------------------
 
 
-def _canonical(
-    values: npt.NDArray[Any], slices: Sequence[Slice], modality: str
-) -> tuple[Grid, tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Turn source order into patient order: each axis named after the patient axis nearest to it."""
+@dataclass(frozen=True, slots=True)
+class _Lattice:
+    """How the axes of a stack (frames, rows, columns) become those of the patient: see Volume."""
+
+    directions: npt.NDArray[np.float64]
+    order: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+
+
+def _lattice(slices: Sequence[Slice]) -> _Lattice:
+    """Name each axis of the source after the patient axis nearest to it."""
     first = slices[0]
     rows_run, columns_run = np.array(first.orientation[3:]), np.array(first.orientation[:3])
     directions = np.stack([first.normal, rows_run, columns_run])  # of the source axes: frames, rows, columns
     order = _nearest(directions)
     flipped = tuple(bool(directions[axis] @ _AXES[n] < 0) for n, axis in enumerate(order))
+    return _Lattice(directions, order, (flipped[0], flipped[1], flipped[2]))
+
+
+def _canonical(values: npt.NDArray[Any], slices: Sequence[Slice], lattice: _Lattice, modality: str) -> Grid:
+    """Return values in patient order with the places of their planes."""
+    first, order, flipped = slices[0], lattice.order, lattice.flipped
     stack = order.index(0)
     positions = np.array([piece.position for piece in slices])
     along = positions @ first.normal
@@ -187,17 +244,16 @@ def _canonical(
     thickness = _thickness(along, gap)
     if flipped[stack]:
         along, origins, thickness = -along[::-1], origins[::-1], thickness[::-1]
-    grid = Grid(
-        values=np.ascontiguousarray(_flip(np.transpose(values, order), flipped)),
+    return Grid(
+        values=values,
         spacing=(spacing[order[0]], spacing[order[1]], spacing[order[2]]),
         stack=stack,
         positions=along,
         thickness=thickness,
-        directions=np.array([directions[axis] * (-1 if flipped[n] else 1) for n, axis in enumerate(order)]),
+        directions=np.array([lattice.directions[axis] * (-1 if flipped[n] else 1) for n, axis in enumerate(order)]),
         origins=origins,
         modality=modality,
     )
-    return grid, order, (flipped[0], flipped[1], flipped[2])
 
 
 def _nearest(directions: npt.NDArray[np.float64]) -> tuple[int, int, int]:

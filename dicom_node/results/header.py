@@ -203,6 +203,8 @@ def observer(context: Context) -> Any:
 
 def on_frames(planes: npt.NDArray[Scalar], source: Source) -> npt.NDArray[Scalar]:
     """Return planes as highdicom wants them: one for each dataset, or for each frame of the one dataset."""
+    if [frame.instance for frame in source.frames] == list(range(len(source.datasets))):
+        return planes
     single = len(source.datasets) == 1
     frames = int(source.datasets[0].get("NumberOfFrames") or 1) if single else len(source.datasets)
     full = np.zeros((frames, *planes.shape[1:]), planes.dtype)

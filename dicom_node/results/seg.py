@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import highdicom as hd
-import numpy as np
-import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.findings import Findings, Segment
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME, Context
@@ -21,8 +19,8 @@ from dicom_node.results.header import (
     made_by,
     on_frames,
 )
+from dicom_node.results.planes import Labels, Planes, compress, is_series_of_planes, of_planes
 
-_TRANSFER_SYNTAXES = {"BINARY": ExplicitVRLittleEndian, "LABELMAP": RLELossless}  # bits cannot be run-length encoded
 _SERIES_OFFSET = 0
 _SPLIT_SERIES_OFFSET = 100
 _LAYERS = 10  # series numbers that the layers of one model may use
@@ -37,34 +35,53 @@ def encode(work: Work) -> Sequence[Dataset]:
     if work.form.segmentation_type is None or _is_cine(work.headers.images[0]):
         return []
     parts = [part for layer in work.findings.layers for part in _parts(layer, work)]
-    return [_encode_part(number, segments, work) for number, segments in enumerate(parts)]
+    return [_encode_part(number, segments, planes, work) for number, (segments, planes) in enumerate(parts)]
 
 
 def _is_cine(image: Dataset) -> bool:
     return int(image.get("NumberOfFrames") or 1) > 1 and "FrameOfReferenceUID" not in image
 
 
-def _parts(layer: int, work: Work) -> list[tuple[Segment, ...]]:
+def _parts(layer: int, work: Work) -> list[tuple[tuple[Segment, ...], Planes]]:
     """Return the segments of a layer, together or, where that makes too many frames, each by itself."""
     segments = work.findings.segments_of(layer)
+    planes = Planes.of(on_frames(work.findings.labels[layer], work.source))
     limit = work.form.split_above
-    labels = work.findings.labels[layer]
-    if limit and sum(int((labels == segment.value).any(axis=(1, 2)).sum()) for segment in segments) > limit:
-        return [(segment,) for segment in segments]
-    return [segments]
+    if limit and sum(planes.count(segment.value) for segment in segments) > limit:
+        return [((segment,), planes) for segment in segments]
+    return [(segments, planes)]
 
 
-def _encode_part(number: int, segments: Sequence[Segment], work: Work) -> Dataset:
-    findings, source, headers, context = work.findings, work.source, work.headers, work.context
+def _encode_part(number: int, segments: Sequence[Segment], planes: Planes, work: Work) -> Dataset:
+    findings, headers, context = work.findings, work.headers, work.context
     layer = segments[0].layer
     is_whole_layer = len(segments) == len(findings.segments_of(layer))
-    kind = work.form.segmentation_type or "BINARY"
-    encoded = hd.seg.Segmentation(
-        source_images=headers.images,
-        pixel_array=on_frames(_numbered(findings.labels[layer], segments), source),
-        segmentation_type=kind,
+
+    def made(images: Sequence[Dataset], labels: Labels) -> Dataset:
+        return _made(number, labels, images, segments, work)
+
+    if is_series_of_planes(headers.images):
+        encoded = of_planes(planes, segments, headers.images, made)
+    else:
+        encoded = made(headers.images, planes.numbered(segments))
+    if encoded.SegmentationType == "LABELMAP":
+        compress(encoded)
+    _fill_projection(encoded, headers.images[0])
+    _put_background_last(encoded)
+    encoded.ContentCreatorName = None  # type 2: no person made it
+    offset = _SERIES_OFFSET + min(layer, _LAYERS - 1) if is_whole_layer else _SPLIT_SERIES_OFFSET + number
+    return complete(encoded, headers, context, series_offset=offset)
+
+
+def _made(number: int, labels: Labels, images: Sequence[Dataset], segments: Sequence[Segment], work: Work) -> Dataset:
+    """Return what highdicom makes of Segment Numbers, one plane for each image or each frame of the one image."""
+    context = work.context
+    made: Dataset = hd.seg.Segmentation(
+        source_images=images,
+        pixel_array=labels,
+        segmentation_type=work.form.segmentation_type or "BINARY",
         segment_descriptions=[
-            _description(number, segment, findings, context) for number, segment in enumerate(segments, start=1)
+            _description(number, segment, work.findings, context) for number, segment in enumerate(segments, start=1)
         ],
         series_instance_uid=context.uid("seg series", number),
         series_number=context.series_number,
@@ -74,15 +91,11 @@ def _encode_part(number: int, segments: Sequence[Segment], work: Work) -> Datase
         device_serial_number=context.ae_title,
         content_label=context.content_label,
         content_description=context.disclaimer[:64],
-        transfer_syntax_uid=_TRANSFER_SYNTAXES[kind],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
         **made_by(context),
     )
-    _fill_projection(encoded, headers.images[0])
-    _put_background_last(encoded)
-    encoded.ContentCreatorName = None  # type 2: no person made it
-    offset = _SERIES_OFFSET + min(layer, _LAYERS - 1) if is_whole_layer else _SPLIT_SERIES_OFFSET + number
-    return complete(encoded, headers, context, series_offset=offset)
+    return made
 
 
 def _put_background_last(encoded: Dataset) -> None:
@@ -91,14 +104,6 @@ def _put_background_last(encoded: Dataset) -> None:
     A widespread viewer takes colours by the order of the items: the background first would shift them all by one.
     """
     encoded.SegmentSequence = sorted(encoded.SegmentSequence, key=lambda item: int(item.SegmentNumber) or 1 << 16)
-
-
-def _numbered(labels: npt.NDArray[np.unsignedinteger], segments: Sequence[Segment]) -> npt.NDArray[np.uint8]:
-    """Return the labels with each segment's value replaced by its Segment Number, everything else 0."""
-    table = np.zeros(int(labels.max(initial=0)) + 1, np.uint8 if len(segments) <= 255 else np.uint16)
-    for number, segment in enumerate(segments, start=1):
-        table[segment.value] = number
-    return np.asarray(table[labels])
 
 
 def _description(number: int, segment: Segment, findings: Findings, context: Context) -> hd.seg.SegmentDescription:

@@ -1,0 +1,103 @@
+"""Planes of labels as the bytes of pixel data: one bit for each pixel of a segment, or run lengths of all of them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Plane = npt.NDArray[np.unsignedinteger]
+"""Labels of shape `(rows, columns)`, 0 where nothing is."""
+
+Rows = tuple[int, int]
+"""The first row and the row after the last."""
+
+_LONGEST_RUN = 128  # PS3.5 G.3.1
+_TOGETHER = 8  # frames of any size that are whole bytes together
+
+
+def rows_by_value(plane: Plane) -> dict[int, Rows]:
+    """Return for each value but 0 of a plane between which rows it lies."""
+    rows, starts = _runs(plane)
+    values = plane.ravel()[starts]
+    first = dict(zip(values[::-1].tolist(), rows[::-1].tolist(), strict=True))  # of several the last one counts
+    last = dict(zip(values.tolist(), rows.tolist(), strict=True))
+    return {value: (first[value], last[value] + 1) for value in sorted(first) if value}
+
+
+def _runs(plane: Plane) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the row and the flat index at which each run of one value starts; no run crosses a row's end."""
+    is_start = np.empty(plane.shape, bool)
+    is_start[:, 0] = True
+    np.not_equal(plane[:, 1:], plane[:, :-1], out=is_start[:, 1:])
+    starts = np.flatnonzero(is_start)
+    return starts // plane.shape[1], starts
+
+
+# -- bits ---------------------------------------------------------------------------------------------------------
+
+
+def bits(frames: Iterable[tuple[Plane, int, Rows]], shape: tuple[int, int]) -> Iterator[bytes]:
+    """Yield frames as bits, the first pixel in the lowest bit, frames without a gap between them (PS3.5 8.1.1).
+
+    A frame is a plane of labels, the value that becomes 1, and the rows outside of which there is none.
+    """
+    if shape[1] % 8 == 0:
+        return (_by_rows(plane, value, rows) for plane, value, rows in frames)
+    return _across_frames((plane == value for plane, value, _ in frames), shape)
+
+
+def _by_rows(plane: Plane, value: int, rows: Rows) -> bytes:
+    first, after = rows
+    a_row = plane.shape[1] // 8
+    packed = np.packbits(plane[first:after] == value, bitorder="little").tobytes()
+    return bytes(first * a_row) + packed + bytes((plane.shape[0] - after) * a_row)
+
+
+def _across_frames(masks: Iterable[npt.NDArray[np.bool_]], shape: tuple[int, int]) -> Iterator[bytes]:
+    together: list[npt.NDArray[np.bool_]] = []
+    for mask in masks:
+        together.append(mask.ravel())
+        if len(together) == _TOGETHER or (shape[0] * shape[1]) % 8 == 0:
+            yield np.packbits(np.concatenate(together), bitorder="little").tobytes()
+            together.clear()
+    if together:
+        yield np.packbits(np.concatenate(together), bitorder="little").tobytes()
+
+
+def size_of_bits(frames: int, shape: tuple[int, int]) -> int:
+    """Return how many bytes so many frames are as bits, without a padding byte."""
+    return -(-frames * shape[0] * shape[1] // 8)
+
+
+# -- run lengths --------------------------------------------------------------------------------------------------
+
+
+def run_lengths(plane: Plane) -> bytes:
+    """Return a plane of one or two bytes a pixel in run lengths, high bytes first (PS3.5 Annex G).
+
+    A run is written as a run even if it is of one pixel: right for masks, wasteful for noise.
+    """
+    of_bytes = [plane.astype(np.uint8)] if plane.dtype.itemsize == 1 else [(plane >> 8).astype(np.uint8), plane]
+    segments = [_packed_runs(each.astype(np.uint8, copy=False)) for each in of_bytes]
+    offsets = [64]
+    for segment in segments[:-1]:
+        offsets.append(offsets[-1] + len(segment))
+    head = struct.pack("<16L", len(segments), *offsets, *([0] * (15 - len(offsets))))
+    return b"".join([head, *segments])
+
+
+def _packed_runs(plane: npt.NDArray[np.uint8]) -> bytes:
+    """Return one RLE segment: for each run of up to 128 a pair of bytes, for one pixel (0, value)."""
+    _, starts = _runs(plane)
+    lengths = np.diff(starts, append=plane.size)
+    pieces = -(-lengths // _LONGEST_RUN)
+    counts = np.full(int(pieces.sum()), _LONGEST_RUN)
+    ends = np.cumsum(pieces) - 1
+    counts[ends] = lengths - (pieces - 1) * _LONGEST_RUN
+    pairs = np.empty((len(counts), 2), np.uint8)
+    pairs[:, 0] = (257 - counts) & 0xFF  # -(count - 1) in two's complement; 0 says one literal byte
+    pairs[:, 1] = np.repeat(plane.ravel()[starts], pieces)
+    return pairs.tobytes()

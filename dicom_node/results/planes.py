@@ -1,0 +1,197 @@
+"""A segmentation of many planes: highdicom says everything that is the same for all of them, the rest is written here.
+
+What highdicom spends most of its time on, an object for every frame, is the same item over and over: it is encoded
+once and filled in with the place, the source image and the segment of each frame.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from highdicom.spatial import get_normal_vector, get_volume_positions
+from pydicom import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless
+from pydicom.valuerep import DS, format_number_as_ds
+
+from dicom_node.findings import Segment
+from dicom_node.results.packing import Rows, bits, rows_by_value, run_lengths
+from dicom_node.results.template import Template, sequence, text, uid
+
+Labels = npt.NDArray[np.unsignedinteger]
+"""Shape `(frames, rows, columns)`."""
+
+Seed = Callable[[Sequence[Dataset], Labels], Dataset]
+"""Makes a segmentation of a few images and as many planes of Segment Numbers."""
+
+_FRAMES = "PerFrameFunctionalGroupsSequence"
+_MANY = 3  # planes; with fewer there is nothing to gain
+_VARYING = ("DimensionIndexValues", "ImagePositionPatient", "ReferencedSOPInstanceUID", "ReferencedSegmentNumber")
+
+
+def is_series_of_planes(images: Sequence[Dataset]) -> bool:
+    """Return whether each image is one plane in the patient, of one class, size and direction."""
+    return len(images) >= _MANY and len({_sameness(image) for image in images}) == 1 and "" not in _sameness(images[0])
+
+
+def _sameness(image: Dataset) -> tuple[str, ...]:
+    keywords = ("SOPClassUID", "FrameOfReferenceUID", "Rows", "Columns", "ImageOrientationPatient")
+    frames = str(image.get("NumberOfFrames") or 1)
+    place = "placed" if "ImagePositionPatient" in image else ""
+    return (*(str(image.get(keyword) or "") for keyword in keywords), place, "1" if frames == "1" else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """Labels, and for each plane of them the values it has with the rows they lie between."""
+
+    labels: Labels
+    contents: tuple[dict[int, Rows], ...]
+
+    @classmethod
+    def of(cls, labels: Labels) -> Planes:
+        """Look at each plane once."""
+        return cls(labels, tuple(rows_by_value(plane) for plane in labels))
+
+    def count(self, value: int) -> int:
+        """Return on how many planes a value is."""
+        return sum(value in content for content in self.contents)
+
+    def numbered(self, segments: Sequence[Segment]) -> Labels:
+        """Return the labels with each segment's value replaced by its Segment Number, everything else 0."""
+        return _table(self.labels, segments)[self.labels]
+
+
+def _table(labels: Labels, segments: Sequence[Segment]) -> Labels:
+    table: Labels = np.zeros(np.iinfo(labels.dtype).max + 1, np.uint8 if len(segments) <= 255 else np.uint16)
+    for number, segment in enumerate(segments, start=1):
+        table[segment.value] = number
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """One frame: which plane of the labels, its number among those that are used (from 1), value and Segment Number."""
+
+    plane: int
+    place: int
+    value: int = 0
+    number: int = 0
+    rows: Rows = (0, 0)
+
+
+def of_planes(planes: Planes, segments: Sequence[Segment], images: Sequence[Dataset], seed: Seed) -> Dataset:
+    """Return a segmentation as `seed` makes it of a few images, with the frames of all.
+
+    There is one plane for each image. Frames are in the order of their segments, then of their places along
+    the images' normal; those without a pixel are left out.
+    """
+    positions = np.array([[float(value) for value in image.ImagePositionPatient] for image in images])
+    order = _order(positions, images[0])
+    labels, contents = planes.labels, planes.contents
+    values = {segment.value for segment in segments}
+    used = [plane for plane in order if values & contents[plane].keys()]
+    if not used or len(order) < len(images):
+        return seed(images, planes.numbered(segments))
+    few = np.zeros((2, *labels.shape[1:]), np.uint8)
+    few[0, 0, 0] = 1
+    seeded = seed(images[:2], few)
+    made = Dataset()
+    made.update(seeded)
+    made.file_meta = seeded.file_meta
+    if made.SegmentationType == "LABELMAP":
+        frames = [_Frame(plane, place) for place, plane in enumerate(used, start=1)]
+        table = _table(labels, segments)
+        made.PixelData = encapsulate([run_lengths(table[labels[frame.plane]]) for frame in frames])
+        made.file_meta.TransferSyntaxUID = RLELossless
+    else:
+        frames = list(_frames(contents, segments, used))
+        packed = bits(((labels[frame.plane], frame.value, frame.rows) for frame in frames), labels.shape[1:])
+        made.PixelData = _even(b"".join(packed))
+    made.NumberOfFrames = len(frames)
+    item = Template(seeded.PerFrameFunctionalGroupsSequence[0], _VARYING)
+    made[_FRAMES] = sequence(_FRAMES, _items(item, frames, images))
+    _refer(made, images)
+    is_one_a_place = made.SegmentationType == "LABELMAP" or len(segments) == 1
+    _say_spacing(made, images[0], positions, sorted(used) if is_one_a_place else [])
+    return made
+
+
+def compress(label_map: Dataset) -> None:
+    """Put the frames of a label map into run lengths, where they are not: GDCM ends the process over odd frames."""
+    if label_map.file_meta.TransferSyntaxUID == RLELossless:
+        return
+    dtype = f"<u{label_map.BitsAllocated // 8}"
+    shape = (int(label_map.NumberOfFrames), label_map.Rows, label_map.Columns)
+    labels = np.frombuffer(label_map.PixelData, dtype, count=math.prod(shape)).reshape(shape)
+    label_map.PixelData = encapsulate([run_lengths(plane) for plane in labels])
+    label_map.file_meta.TransferSyntaxUID = RLELossless
+
+
+def _order(positions: npt.NDArray[np.float64], image: Dataset) -> list[int]:
+    """Return the planes in the order of their places; of several at one place the first."""
+    orientation = [float(value) for value in image.ImageOrientationPatient]
+    along = positions @ get_normal_vector(orientation, index_convention="DR")
+    return [int(plane) for plane in np.unique(along, return_index=True)[1]]
+
+
+def _frames(contents: Sequence[dict[int, Rows]], segments: Sequence[Segment], used: Sequence[int]) -> Iterator[_Frame]:
+    for number, segment in enumerate(segments, start=1):
+        for place, plane in enumerate(used, start=1):
+            if segment.value in contents[plane]:
+                yield _Frame(plane, place, segment.value, number, contents[plane][segment.value])
+
+
+def _even(packed: bytes) -> bytes:
+    return packed + b"\0" * (len(packed) % 2)
+
+
+def _items(item: Template, frames: Sequence[_Frame], images: Sequence[Dataset]) -> Iterator[bytes]:
+    """Yield the functional groups of each frame; the order of indices is that of DimensionIndexSequence."""
+    planes = {frame.plane for frame in frames}
+    positions = {plane: _position(images[plane]) for plane in planes}
+    uids = {plane: uid(images[plane].SOPInstanceUID) for plane in planes}
+    for frame in frames:
+        indices = (frame.number, frame.place) if frame.number else (frame.place,)
+        yield item.filled(
+            {
+                "DimensionIndexValues": struct.pack(f"<{len(indices)}L", *indices),
+                "ImagePositionPatient": positions[frame.plane],
+                "ReferencedSOPInstanceUID": uids[frame.plane],
+                "ReferencedSegmentNumber": struct.pack("<H", frame.number),
+            }
+        )
+
+
+def _position(image: Dataset) -> bytes:
+    """Return a position as it was written, where it is a valid Decimal String, else rounded to be one."""
+    return text("\\".join(str(DS(value, auto_format=True)) for value in image.ImagePositionPatient))
+
+
+def _refer(made: Dataset, images: Sequence[Dataset]) -> None:
+    """Refer to all images, where the seed refers to a few (PS3.3 C.7.6.1, C.12.2)."""
+    item = Template(made.SourceImageSequence[0], ["ReferencedSOPInstanceUID"])
+    items = [item.filled({"ReferencedSOPInstanceUID": uid(image.SOPInstanceUID)}) for image in images]
+    made["SourceImageSequence"] = sequence("SourceImageSequence", items)
+    series = made.ReferencedSeriesSequence[0]
+    series["ReferencedInstanceSequence"] = sequence("ReferencedInstanceSequence", items)
+
+
+def _say_spacing(made: Dataset, image: Dataset, positions: npt.NDArray[np.float64], one_a_place: Sequence[int]) -> None:
+    """Say how far slices are apart, and whether frames `one_a_place` are a volume, as highdicom does."""
+    orientation = [float(value) for value in image.ImageOrientationPatient]
+    measures = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    if "SpacingBetweenSlices" not in image:
+        measures.pop("SpacingBetweenSlices", None)
+        spacing, _ = get_volume_positions(positions.tolist(), orientation)
+        if spacing is not None:
+            measures.SpacingBetweenSlices = format_number_as_ds(spacing)
+    if len(one_a_place) > 1:
+        spacing, _ = get_volume_positions(positions[list(one_a_place)].tolist(), orientation, sort=False)
+        if spacing is not None and spacing > 0:
+            made.DimensionOrganizationType = "3D"

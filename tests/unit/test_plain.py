@@ -1,0 +1,230 @@
+"""What is read quickly is what pydicom reads, bit for bit; what is not understood is left to it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.uid import RLELossless
+
+from dicom_node.decoders import meaning_of_words
+from dicom_node.demo.phantom import make_thorax, write_series
+from dicom_node.errors import InputRefused
+from dicom_node.manifest import InputSlot
+from tests.conformance.cases import GEOMETRIES, SMALL
+from tests.datasets import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, ct, write
+from workers import volume
+from workers.plain import Headers, glance
+from workers.volume import load
+
+CHANCE = np.random.default_rng(11)
+
+
+def both(monkeypatch, paths, slot=None, quick=True):
+    """Load twice, quickly and by pydicom alone, and hold one against the other; return the first."""
+    assert all((glance(path) is not None) == quick for path in paths)
+    ours = load(paths, slot)
+    with monkeypatch.context() as patched:
+        patched.setattr(volume, "glance", lambda path: None)
+        theirs = load(paths, slot)
+    assert ours.grid.values.dtype == theirs.grid.values.dtype
+    assert np.array_equal(ours.grid.values, theirs.grid.values)
+    assert ours.grid.values.flags.c_contiguous
+    for name in ("positions", "thickness", "directions", "origins"):
+        assert np.array_equal(getattr(ours.grid, name), getattr(theirs.grid, name))
+    for name in ("spacing", "stack", "modality", "placed"):
+        assert getattr(ours.grid, name) == getattr(theirs.grid, name)
+    assert (ours.order, ours.flipped, ours.notes) == (theirs.order, theirs.flipped, theirs.notes)
+    assert ours.source.frames == theirs.source.frames
+    assert list(ours.source.datasets) == list(theirs.source.datasets)
+    return ours
+
+
+def series(folder, edit=lambda number, dataset: None, syntax=EXPLICIT, slices=6):
+    paths = []
+    for number in range(1, slices + 1):
+        dataset = ct(number)
+        dataset.PixelData = CHANCE.integers(0, 256, 512, np.uint8).tobytes()
+        dataset.AcquisitionTime = f"10101{number % 3}.5"
+        edit(number, dataset)
+        paths.append(write(dataset, folder / f"{number}.dcm", syntax))
+    return [paths[n] for n in CHANCE.permutation(len(paths))]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_volume_is_the_same_in_every_geometry(tmp_path, monkeypatch, geometry):
+    phantom = make_thorax(**{**SMALL, **GEOMETRIES[geometry], "noise": 20.0}, seed=7)
+    paths = write_series(phantom, tmp_path)
+
+    made = both(monkeypatch, [paths[n] for n in CHANCE.permutation(len(paths))])
+
+    numbers = [int(header.InstanceNumber) - 1 for header in made.source.datasets]
+    assert np.array_equal(made.to_source(made.grid.values), phantom.hu[numbers])
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize(
+    ("allocated", "stored", "high"), [(16, 16, 15), (16, 12, 11), (16, 10, 9), (16, 15, 14), (8, 8, 7), (8, 5, 4)]
+)
+@pytest.mark.parametrize("signed", [0, 1])
+def test_values_are_the_same_whatever_their_bits(tmp_path, monkeypatch, syntax, allocated, stored, high, signed):
+    def edit(number, dataset):
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, high
+        dataset.PixelRepresentation = signed
+        dataset.PixelData = dataset.PixelData[: 256 * allocated // 8]
+        dataset["PixelData"].VR = "OW" if allocated > 8 or syntax == IMPLICIT else "OB"
+
+    both(monkeypatch, series(tmp_path, edit, syntax))
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept"),
+    [(1, -1024), (1, 0), (2, -5), (0.5, 0.25), (-1, 3), (1.0000001, -1024), (1, -40000), (3000, 0)],
+)
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_values_are_the_same_whatever_their_scale(tmp_path, monkeypatch, modality, slope, intercept):
+    def edit(number, dataset):
+        dataset.Modality = modality
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+
+    both(monkeypatch, series(tmp_path, edit))
+
+
+def test_every_slice_has_its_own_slope(tmp_path, monkeypatch):
+    def edit(number, dataset):
+        dataset.Modality, dataset.RescaleSlope, dataset.RescaleIntercept = "MR", f"{0.1 * number:.6f}", 0
+        dataset.PixelData = np.full(256, 100 + number, "<i2").tobytes()
+
+    made = both(monkeypatch, series(tmp_path, edit))
+
+    assert np.allclose(made.grid.values[:, 4, 4], [(100 + n) * 0.1 * n for n in range(1, 7)])
+
+
+def test_padding_is_air_on_either_way(tmp_path, monkeypatch):
+    def edit(number, dataset):
+        pixels = CHANCE.integers(-5, 5, 256).astype("<i2")
+        dataset.PixelData = pixels.tobytes()
+        dataset.add_new("PixelPaddingValue", "SS", -3)
+        if number > 3:
+            dataset.add_new("PixelPaddingRangeLimit", "SS", -1)
+
+    both(monkeypatch, series(tmp_path, edit))
+
+
+def test_acquisitions_are_told_apart_on_either_way(tmp_path, monkeypatch):
+    def edit(number, dataset):
+        acquisition, place = divmod(number - 1, 6)
+        dataset.AcquisitionNumber, dataset.ImagePositionPatient = acquisition + 1, [0, 0, 5.0 * place]
+        dataset.AcquisitionTime = f"10{number:02}00"
+
+    made = both(monkeypatch, series(tmp_path, edit, slices=12))
+
+    assert made.notes == ("6 images of another acquisition (AcquisitionNumber) left out",)
+
+
+def test_files_that_are_not_understood_are_read_among_the_others(tmp_path, monkeypatch):
+    paths = series(tmp_path)
+    dataset = dcmread(paths[2])
+    dataset.compress(RLELossless)
+    dataset.save_as(paths[2])
+    assert [glance(path) is None for path in paths].count(True) == 1
+
+    monkeypatch.setattr(volume, "glance", lambda path, look=glance: look(path))
+    quick = load(paths)
+    monkeypatch.setattr(volume, "glance", lambda path: None)
+    assert np.array_equal(quick.grid.values, load(paths).grid.values)
+
+
+def test_other_syntaxes_are_left_to_pydicom(tmp_path, monkeypatch):
+    both(monkeypatch, series(tmp_path, syntax=BIG_ENDIAN), quick=False)
+
+    assert glance(write(ct(1), tmp_path / "deflated.dcm", DEFLATED)) is None
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param({"SamplesPerPixel": 3}, id="colour"),
+        pytest.param({"NumberOfFrames": 2}, id="frames"),
+        pytest.param({"BitsAllocated": 32}, id="32 bits"),
+        pytest.param({"Rows": 17}, id="fewer pixels than rows"),
+        pytest.param({"ImagePositionPatient": None}, id="no position"),
+    ],
+)
+def test_other_images_are_left_to_pydicom(tmp_path, edit):
+    dataset = ct(1)
+    for keyword, value in edit.items():
+        setattr(dataset, keyword, value)
+
+    assert glance(write(ct(1), tmp_path / "plain.dcm")) is not None
+    assert glance(write(dataset, tmp_path / "other.dcm")) is None
+
+
+def test_a_file_that_ends_early_is_refused_as_ever(tmp_path):
+    paths = series(tmp_path)
+    paths[1].write_bytes(paths[1].read_bytes()[:-10])
+
+    assert glance(paths[1]) is None
+    with pytest.raises(InputRefused):
+        load(paths)
+
+
+def test_whatever_the_bytes_both_ways_say_the_same_or_refuse(tmp_path, monkeypatch):
+    """A byte of a header is anything: the quick way gives what the other gives, or stands aside."""
+    chance = random.Random(5)
+    paths = series(tmp_path, slices=3)
+    original = paths[1].read_bytes()
+    quick = 0
+    for _ in range(150):
+        data = bytearray(original)
+        data[chance.randrange(340, len(data) - 512)] = chance.choice((0, 32, 48, 49, 92, 255, chance.randrange(256)))
+        paths[1].write_bytes(data)
+        quick += glance(paths[1]) is not None
+        answers = []
+        for look in (glance, lambda path: None):
+            monkeypatch.setattr(volume, "glance", look)
+            try:
+                made = load(paths)
+                answers.append((made.grid.values.tobytes(), made.grid.origins.tolist(), made.notes))
+            except Exception as error:
+                answers.append((type(error), str(error)))
+        assert answers[0] == answers[1]
+    assert quick > 50
+
+
+def test_headers_of_a_series_are_read_only_where_somebody_asks(tmp_path, monkeypatch):
+    paths = series(tmp_path)
+    read = []
+    reader = volume.read_header
+    monkeypatch.setattr("workers.plain.read_header", lambda path: read.append(path) or reader(path))
+    monkeypatch.setattr(volume, "read_header", lambda path: read.append(path) or reader(path))
+
+    made = load(paths, InputSlot(modality=["CT"]))
+
+    assert isinstance(made.source.datasets, Headers)
+    assert len(read) <= 2
+    assert len(made.source.datasets.different()) == 1
+    assert [int(header.InstanceNumber) for header in made.source.datasets] == [1, 2, 3, 4, 5, 6]
+    assert len(read) == 6
+
+
+@pytest.mark.parametrize(("allocated", "stored"), [(8, 8), (16, 12), (16, 16)])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_the_meaning_of_a_word_is_what_a_pixel_of_it_is_decoded_to(allocated, stored, signed):
+    header = ct(1)
+    header.BitsAllocated, header.BitsStored, header.HighBit = allocated, stored, stored - 1
+    header.PixelRepresentation = signed
+
+    table = meaning_of_words(header)
+
+    assert len(table) == 1 << allocated
+    word = (1 << stored) - 1
+    assert int(table[word]) == (-1 if signed else word)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["chest_ct_lung_dx_a0001", "head_ct_ge_tilted", "head_mr_t1_sagittal"])
+def test_real_series_are_the_same(monkeypatch, shared_data, name):
+    both(monkeypatch, sorted(path for path in (shared_data / name / "series").rglob("*") if path.is_file()))

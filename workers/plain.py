@@ -1,0 +1,244 @@
+"""Uncompressed images of one frame, read quickly: their headers by a scan, their pixels in one read.
+
+Images of a series say the same of nearly everything. Those whose bytes for all that matters are the same are read as
+pydicom reads the first of them, with the place, number and time of each; whatever is not understood is left to it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dicom_node.elements import PIXEL_DATA, CutOff, NotUnderstood, Place, scan
+from dicom_node.errors import InputRefused
+from workers.slices import TRAITS, Slice, read_header, slices_of
+
+_META_HEAD = 144  # preamble, DICM and the group length of the meta information
+_TRANSFER_SYNTAX = 0x00020010
+_HEADS = (16 * 1024, 256 * 1024, 4 * 1024 * 1024)  # bytes, the next where one is not enough
+_POSITION, _NUMBER, _TIME, _NAME = (
+    int(tag_for_keyword(keyword) or 0)
+    for keyword in ("ImagePositionPatient", "InstanceNumber", "AcquisitionTime", "SOPInstanceUID")
+)
+_SAME = frozenset(
+    # what is the same in all images that are read as the first of them
+    int(tag_for_keyword(keyword) or 0)
+    for keyword in (
+        *("SpecificCharacterSet", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+        *("PatientID", "Modality", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns"),
+        *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelSpacing"),
+        *("ImageOrientationPatient", "SliceThickness", "RescaleSlope", "RescaleIntercept", "AcquisitionNumber"),
+        *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "SharedFunctionalGroupsSequence"),
+        *("PerFrameFunctionalGroupsSequence", "DiffusionGradientDirectionSequence", "ExtendedOffsetTable"),
+        *(keyword for name, keywords in TRAITS if name != "AcquisitionTime" for keyword in keywords),
+    )
+)
+_ROWS, _COLUMNS, _BITS, _SAMPLES, _FRAMES = (
+    int(tag_for_keyword(keyword) or 0)
+    for keyword in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames")
+)
+_WANTED = _SAME | {_POSITION, _NUMBER, _TIME, _NAME, PIXEL_DATA}
+_TIME_TRAIT = [name for name, _ in TRAITS].index("AcquisitionTime")
+_decimals = re.compile(rb"[0-9.+\-eE ]+(\\[0-9.+\-eE ]+){2}").fullmatch
+_integer = re.compile(rb" *[+-]?[0-9]{1,10} *").fullmatch
+_time = re.compile(rb"[0-9.]* ?").fullmatch
+_uid = re.compile(rb"[0-9][0-9.]*\0?").fullmatch
+
+Sameness = tuple[str, tuple[tuple[int, str, bytes], ...]]
+"""The transfer syntax, and of each element that matters its tag, its VR and its bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """What a scan says of a file: what it shares with others, its own place, number and time, where its pixels are."""
+
+    sameness: Sameness
+    position: tuple[float, float, float]
+    instance_number: int
+    acquisition_time: str
+    offset: int
+    length: int
+
+
+def glance(path: Path) -> Plain | None:
+    """Return what a scan of the header says; None where pydicom must look."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            for length in _HEADS:
+                try:
+                    return _understood(os.pread(file.fileno(), length, 0), size)
+                except CutOff:
+                    if length >= size:
+                        return None
+    except (OSError, NotUnderstood, ValueError):
+        return None
+    return None
+
+
+def _understood(head: bytes, size: int) -> Plain | None:
+    if head[128:140] != b"DICM\x02\0\0\0UL\x04\0":
+        return None
+    start = _META_HEAD + int.from_bytes(head[140:_META_HEAD], "little")
+    view = memoryview(head)
+    meta = scan(view[_META_HEAD:start], False, frozenset([_TRANSFER_SYNTAX]))
+    syntax = _bytes(view[_META_HEAD:start], meta.get(_TRANSFER_SYNTAX)).rstrip(b"\0").decode("ascii")
+    if syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        return None
+    data = view[start:]
+    found = scan(data, syntax == ImplicitVRLittleEndian, _WANTED, is_whole=len(head) >= size)
+    if PIXEL_DATA not in found or not _is_plain(data, found):
+        return None
+    own = [_bytes(data, found.get(tag)) for tag in (_POSITION, _NUMBER, _TIME, _NAME)]
+    position, number, time, name = own
+    if not (_decimals(position) and (not number or _integer(number)) and _time(time) and _uid(name)):
+        return None
+    pixels = found[PIXEL_DATA]
+    if start + pixels.offset + pixels.length > size:
+        return None
+    x, y, z = (float(part) for part in position.split(b"\\"))
+    same = tuple((tag, found[tag].vr, _bytes(data, found[tag])) for tag in sorted(_SAME & found.keys()))
+    return Plain(
+        ((syntax, same)), (x, y, z), int(number or 0), time.decode().strip(), start + pixels.offset, pixels.length
+    )
+
+
+def _bytes(data: memoryview, place: Place | None) -> bytes:
+    return b"" if place is None else bytes(data[place.offset : place.offset + place.length])
+
+
+def _is_plain(data: memoryview, found: Mapping[int, Place]) -> bool:
+    """Return whether pixels are one frame of whole words, one sample each, and all there."""
+
+    def number(tag: int) -> int:
+        value = _bytes(data, found.get(tag))
+        return int.from_bytes(value, "little") if len(value) == 2 else 0
+
+    size = number(_ROWS) * number(_COLUMNS) * number(_BITS) // 8
+    return (
+        number(_BITS) in (8, 16)
+        and number(_SAMPLES) == 1
+        and (_bytes(data, found.get(_FRAMES)) or b"1 ").strip() == b"1"
+        and size > 0
+        and found[PIXEL_DATA].length == size + size % 2
+        and found[PIXEL_DATA].vr in ("", "OB", "OW")
+    )
+
+
+def plain_words(path: Path, plain: Plain, shape: tuple[int, int]) -> npt.NDArray[np.unsignedinteger]:
+    """Return the words of a file's pixel data, of `shape`; raise InputRefused where it is not what it was."""
+    with path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), plain.length, plain.offset)
+    words = plain.length // (shape[0] * shape[1])
+    if len(data) < plain.length:
+        raise InputRefused("an instance cannot be read: it has become shorter")
+    return np.frombuffer(data, f"<u{words}", count=shape[0] * shape[1]).reshape(shape)
+
+
+class Headers(Sequence[Dataset]):
+    """The headers of files, each read when it is asked for: of images that are read as another, seldom any."""
+
+    def __init__(self, paths: Sequence[Path], known: Mapping[int, Dataset], like: Mapping[int, int]) -> None:
+        """Take the headers that are `known`, by their number; file n says what file `like[n]` says."""
+        self._paths = paths
+        self._known = dict(known)
+        self._like = like
+
+    def __len__(self) -> int:
+        """Return how many files there are."""
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, number: int) -> Dataset: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Dataset]: ...
+    def __getitem__(self, number: int | slice) -> Dataset | Sequence[Dataset]:
+        """Return a header, read now where it has not been yet; raise InputRefused where it cannot be read any more."""
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        number = range(len(self))[number]
+        if number not in self._known:
+            self._known[number] = read_header(self._paths[number])
+        return self._known[number]
+
+    def shared(self, number: int) -> Dataset:
+        """Return a header that says the same as that of `number` but for its place, number, time and name."""
+        return self[self._like.get(number, number)]
+
+    def different(self) -> list[Dataset]:
+        """Return the headers that say different things of more than their place, number, time and name."""
+        return [self[number] for number in dict.fromkeys(self._like.get(each, each) for each in range(len(self)))]
+
+    def of(self, numbers: Sequence[int]) -> Headers:
+        """Return those of some of the files, in that order."""
+        place = {number: index for index, number in enumerate(numbers)}
+        first: dict[int, int] = {}
+        like = {index: first.setdefault(self._like.get(number, number), index) for number, index in place.items()}
+        known = {index: self._known[number] for number, index in place.items() if number in self._known}
+        return Headers([self._paths[number] for number in numbers], known, like)
+
+
+def headers_of(paths: Sequence[Path], glances: Sequence[Plain | None], read: Iterator[Dataset]) -> Headers:
+    """Return the headers of a series; `read` are those of one file of each sameness, and of all others."""
+    return Headers(paths, dict(zip(to_read(glances), read, strict=True)), _likeness(glances))
+
+
+def to_read(glances: Sequence[Plain | None]) -> list[int]:
+    """Return the numbers of the files that pydicom must read."""
+    like = _likeness(glances)
+    return [number for number in range(len(glances)) if like[number] == number]
+
+
+def _likeness(glances: Sequence[Plain | None]) -> dict[int, int]:
+    first: dict[Sameness, int] = {}
+    return {
+        number: number if each is None else first.setdefault(each.sameness, number)
+        for number, each in enumerate(glances)
+    }
+
+
+def placed(glances: Sequence[Plain | None], headers: Headers) -> Iterator[Slice]:
+    """Yield the slices of a series as `slices_of` gives them."""
+    models: dict[Sameness, Slice | None] = {}
+    for number, each in enumerate(glances):
+        if each is None:
+            yield from slices_of(number, headers[number])
+            continue
+        if each.sameness not in models:
+            models[each.sameness] = _model(number, each, headers)
+        model = models[each.sameness]
+        if model is None:
+            yield from slices_of(number, headers[number])
+        else:
+            yield _at(model, number, each)
+
+
+def _model(number: int, each: Plain, headers: Headers) -> Slice | None:
+    """Return the slice that others are like; None where a scan and pydicom do not see the same in it."""
+    made = list(slices_of(number, headers[number]))
+    if len(made) != 1:
+        return None
+    again = _at(made[0], number, each)
+    same = replace(again, position=made[0].position) == made[0] and np.array_equal(again.position, made[0].position)
+    return made[0] if same else None
+
+
+def _at(model: Slice, number: int, each: Plain) -> Slice:
+    traits = (*model.traits[:_TIME_TRAIT], each.acquisition_time, *model.traits[_TIME_TRAIT + 1 :])
+    return replace(
+        model,
+        instance=number,
+        position=np.array(each.position),
+        rank=(model.rank[0], each.instance_number),
+        traits=traits,
+    )
