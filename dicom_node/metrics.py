@@ -66,9 +66,9 @@ class Metrics(Collector):
         yield _gauge("info", "The version that runs.", [((__version__,), 1)], "version")
         yield _gauge("associations_open", "Associations that are open.", [((), self._associations())])
         yield _gauge("storage_free_bytes", "Free on the storage folder's disk.", [((), _free(self._storage))])
-        incoming = self._storage / "incoming"
-        files = sum(1 for _ in incoming.iterdir()) if incoming.is_dir() else 0
-        yield _gauge("incoming_files", "Files that are not yet in the ledger.", [((), files)])
+        arrived = self._storage / "arrived"
+        files = sum(1 for _ in arrived.iterdir()) if arrived.is_dir() else 0
+        yield _gauge("arrived_files", "Acknowledged instances that are not yet in the ledger.", [((), files)])
         yield _gauge("broker_up", "Whether the broker answers.", [((), self.broker_answers())])
         numbers = self._numbers()
         yield _gauge("ledger_up", "Whether the ledger answers.", [((), numbers is not None)])
