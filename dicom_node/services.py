@@ -223,8 +223,7 @@ class Verdict(StrEnum):
 
 VERDICTS: tuple[tuple[int, int, Verdict], ...] = (
     (0x0000, 0x0000, Verdict.STORED),
-    (0xB000, 0xB000, Verdict.STORED),  # coercion of data elements
-    (0xB006, 0xB007, Verdict.STORED),  # elements discarded; data set does not match SOP class (warning)
+    (0xB000, 0xBFFF, Verdict.STORED),  # warnings all of them (PS3.7 C.3), whatever the peer means by its own
     (0x0001, 0x0001, Verdict.STORED),
     (0x0107, 0x0107, Verdict.STORED),
     (0x0116, 0x0116, Verdict.STORED),

@@ -15,6 +15,9 @@ from dicom_node.services import RESULT_SOP_CLASSES
 from tests.acceptance.stand import free_port
 from tests.datasets import EXPLICIT, IMPLICIT
 
+STORED = {0x0000, 0x0001, 0x0107, 0x0111, 0x0116, *range(0xB000, 0xC000)}
+"""Success, and warnings about what was stored (PS3.7 Annex C)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -77,7 +80,7 @@ class Archive:
         with self._lock:
             self.asked += 1
         answer = self.answer(event)
-        if answer == 0x0000 or answer & 0xF000 == 0xB000:
+        if answer in STORED:
             content = event.request.DataSet.getvalue()
             uid, syntax = str(event.request.AffectedSOPInstanceUID), str(event.context.transfer_syntax)
             with self._lock:
