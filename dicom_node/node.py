@@ -31,6 +31,7 @@ from dicom_node.scp import Scp
 from dicom_node.secret import own_secret
 from dicom_node.spool import Spool
 from dicom_node.supervision import Child
+from dicom_node.timekeeping import Timekeeping
 from dicom_node.web import Page, Web
 
 log = structlog.get_logger()
@@ -65,6 +66,7 @@ class Node:
         )
         self._dispatcher = Dispatcher(settings, self.ledger)
         self._disposal = Disposal(settings, self.ledger, self._spool, self._audit, node_id=self.node_id)
+        self._timekeeping = Timekeeping(settings, self.ledger)
         self._children: list[Child] = []
         self._web: Web | None = None
         self._stop = threading.Event()
@@ -103,7 +105,8 @@ class Node:
 
     def tick(self, *, now: float) -> bool:
         """Do everything that is due, once; return whether every part could: one that cannot costs no other part."""
-        parts: list[Callable[[], object]] = [child.watch for child in self._children]
+        parts: list[Callable[[], object]] = [partial(self._timekeeping.tick, now=now)]
+        parts += [child.watch for child in self._children]
         parts += [partial(self._spool.watch_room, partial(self._note_door, now))]
         parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
         parts += [self._audit.tick]

@@ -10,6 +10,7 @@ from dicom_node.ledger.figures import Figures
 from dicom_node.ledger.history import History
 from dicom_node.ledger.inventory import Inventory
 from dicom_node.ledger.jobs import Jobs
+from dicom_node.ledger.moments import Moments
 from dicom_node.ledger.peers import Peers
 from dicom_node.ledger.queue import Queue
 
@@ -28,6 +29,7 @@ class Ledger:
         self.inventory = Inventory(self._database)
         self.figures = Figures(self._database)
         self.history = History(self._database)
+        self.moments = Moments(self._database)
         self.peers = Peers(self._database)
 
     def require_schema(self) -> None:
