@@ -18,12 +18,14 @@ from dicom_node.assembler import Assembler
 from dicom_node.audit import Audit
 from dicom_node.broker import answers, prepare_embedded, wait_until_ready
 from dicom_node.config import Settings
+from dicom_node.devices import count_gpus, devices
 from dicom_node.dispatch import QUEUES, Dispatcher
 from dicom_node.disposal import Disposal
 from dicom_node.errors import Unavailable
 from dicom_node.identity import identity
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
+from dicom_node.lifecycle import Kind
 from dicom_node.metrics import CONTENT_TYPE, Metrics
 from dicom_node.promising import Promising
 from dicom_node.recorder import Recorder
@@ -202,25 +204,27 @@ class Node:
     # -- children -------------------------------------------------------------------------------------------
 
     def _start_children(self) -> None:
-        """Start the embedded broker, then one worker for each kind of work."""
+        """Start the embedded broker, then a worker for each device that runs models, and one that delivers."""
         self._abandon_workers("")
         broker = Child("broker", lambda: prepare_embedded(self._settings))
         self._children = [broker]  # known before it is waited for, so that `stop` ends it where that is in vain
         wait_until_ready(self._settings, broker.start())
-        for queue in QUEUES.values():
-            worker = self._worker(queue)
+        node = self._settings.node
+        workers = [(Kind.INFER, device) for device in devices(node.device, node.workers, gpus=count_gpus())]
+        for kind, device in [*workers, (Kind.DELIVER, "cpu")]:
+            worker = self._worker(QUEUES[kind], device)
             self._children.append(worker)
             worker.start()
 
-    def _worker(self, queue: str) -> Child:
+    def _worker(self, queue: str, device: str) -> Child:
         def died(pid: int) -> None:
             self._abandon_workers(f"{queue}:{pid}")
 
-        return Child(f"worker {queue}", lambda: self._worker_command(queue), on_death=died)
+        return Child(f"worker {queue} {device}", lambda: self._worker_command(queue, device), on_death=died)
 
-    def _worker_command(self, queue: str) -> Sequence[str]:
+    def _worker_command(self, queue: str, device: str) -> Sequence[str]:
         command = [sys.executable, "-m", "workers", "--queue", queue, "--parent", str(os.getpid())]
-        command += ["--name", f"{self.node_id}#{queue}"]
+        command += ["--name", f"{self.node_id}#{queue}", "--device", device]
         if self._settings_path is not None:
             command += ["--settings", str(self._settings_path)]
         return command

@@ -34,6 +34,7 @@ def run(
     queue: Annotated[list[str] | None, typer.Option(help="Take only this kind of work: infer or deliver.")] = None,
     settings: Annotated[Path | None, typer.Option(help="node.toml; by default the node's own places.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in the ledger; by default that of the host.")] = None,
+    device: Annotated[str | None, typer.Option(help="Instead of node.device: cpu, cuda, cuda:N.")] = None,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Work on jobs from the broker, one at a time: infer on this machine's device, or deliver.
@@ -52,6 +53,8 @@ def run(
         os.nice(_NICE)  # on the node's own machine a model must not slow the receiver down
     try:
         loaded = config.load(settings)
+        if device is not None:
+            loaded = loaded.model_copy(update={"node": loaded.node.model_copy(update={"device": device})})
         ledger = _opened(loaded.ledger_url)
         spool = Spool(loaded.node.storage)
         broker = celery_settings(loaded)

@@ -57,6 +57,7 @@ class NodeTable(Table):
     ledger: Secret = ""  # SQLAlchemy URL; empty: SQLite in `storage`
     broker: Secret = ""  # redis://...; empty: the node starts its own and one set of workers
     device: Annotated[str, StringConstraints(pattern=_DEVICE)] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0  # that run models; 0: one for each GPU, else one
     model_memory_megabytes: Annotated[int, Field(ge=0)] = 0  # of all contained models together
 
 

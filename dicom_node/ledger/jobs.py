@@ -212,8 +212,12 @@ class Jobs:
         return self._abandon(job.c.lease_until < now, maximum_deaths, now)
 
     def abandon_worker(self, worker: str, *, maximum_deaths: int, now: float) -> int:
-        """Put back what a worker held that is known to be dead, without waiting for its lease."""
-        return self._abandon(job.c.worker.startswith(worker, autoescape=True), maximum_deaths, now)
+        """Put back what a worker held that is known to be dead, without waiting for its lease.
+
+        `worker` is its name, or what all names of a dead node's workers begin with, up to their `#`.
+        """
+        several = job.c.worker.startswith(worker, autoescape=True)
+        return self._abandon(several if worker.endswith("#") else job.c.worker == worker, maximum_deaths, now)
 
     def _abandon(self, condition: Any, maximum_deaths: int, now: float) -> int:
         with self._database.writing() as connection:

@@ -353,7 +353,10 @@ def test_deaths_before_the_operator_asked_again_do_not_count(ledger):
 
 
 def test_a_worker_known_to_be_dead_gives_its_jobs_back_at_once_and_nobody_elses(ledger):
-    mine, other = inference(ledger, "1.3.1"), inference(ledger, "1.3.2")
+    mine, other, neighbour = (inference(ledger, f"1.3.{number}") for number in (1, 2, 3))
+    claim(ledger, neighbour, worker="host:NODE:104#infer:123")
+    assert ledger.jobs.abandon_worker("host:NODE:104#infer:12", maximum_deaths=3, now=21.0) == 0
+    ledger.jobs.yielded(ledger.jobs.get(neighbour), reason="test", now=21.0, interrupted=False)
     claim(ledger, mine, worker="host:NODE:104#infer:12")
     claim(ledger, other, worker="host:NODE:1045#infer:12")
 
