@@ -30,6 +30,7 @@ PARTS = {
     "backlog": "bench.backlog",
     "scale": "bench.scale",
     "fleet": "bench.fleet",
+    "capacity": "bench.capacity",
 }
 """Each is a module with `figures(*, rounds, quick) -> list[Figure]`."""
 

@@ -100,7 +100,8 @@ class Fleet:
 
     model: str
     nodes: int = 1
-    workers: int = 1
+    workers: int = 1  # of each node
+    slices: int = _SLICES  # of each study
 
 
 @dataclass
@@ -114,31 +115,37 @@ class _Site:
 
 
 def run(fleet: Fleet, folder: Path, studies: int) -> dict[str, float]:
-    """Return studies an hour ("rate") and the processor seconds of workers and nodes for one study ("processor")."""
+    """Return what a backlog of so many studies costs.
+
+    "rate" is studies an hour while the workers are at it; "receiving", "nodes" and "workers" are the processor seconds
+    of one study: of the nodes until all is queued, of the nodes after that, of the workers; "processor" is their sum.
+    """
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         sites = _sites(stack, fleet, folder)
         for number, site in enumerate(sites):
             for worker in range(fleet.workers):
                 site.workers.append(stack.enter_context(_worker(site, f"bench-{number}-{worker}")))
+        nodes = [site.node.pid for site in sites]
         workers = [worker.pid for site in sites for worker in site.workers]
         wait_until_quiet(*workers)
         _signal(workers, signal.SIGSTOP)
-        _send_backlog(sites, folder, studies)
-        before = _processor(sites)
+        spent = [_processor(nodes)]
+        _send_backlog(sites, fleet, folder, studies)
+        spent += [_processor(nodes), _processor(workers)]
         _signal(workers, signal.SIGCONT)
-        jobs = 2 * studies
-        wait_for("all results to be delivered", lambda: _ended(sites) >= jobs, seconds=900, every=0.2)
+        wait_for("all results to be delivered", lambda: _ended(sites) >= 2 * studies, seconds=900, every=0.5)
+        spent += [_processor(nodes), _processor(workers)]
         rows = [row for site in sites for row in site.node.ledger.history.recent_jobs(limit=1000)]
-        if {row["state"] for row in rows} != {"done"}:
-            raise RuntimeError(f"some jobs failed: {[row['detail'] for row in rows if row['state'] != 'done'][:1]}")
-        took = max(row["ended_at"] for row in rows) - min(row["started_at"] for row in rows)
-        spent = _processor(sites) - before
-    return {"rate": 3600 * studies / took, "processor": spent / studies}
+    if {row["state"] for row in rows} != {"done"}:
+        raise RuntimeError(f"some jobs failed: {[row['detail'] for row in rows if row['state'] != 'done'][:1]}")
+    took = max(row["ended_at"] for row in rows) - min(row["started_at"] for row in rows)
+    costs = {"receiving": spent[1] - spent[0], "nodes": spent[3] - spent[1], "workers": spent[4] - spent[2]}
+    costs["processor"] = sum(costs.values())
+    return {"rate": 3600 * studies / took, **{name: cost / studies for name, cost in costs.items()}}
 
 
-def _processor(sites: Sequence[_Site]) -> float:
-    pids = [pid for site in sites for pid in (site.node.pid, *(worker.pid for worker in site.workers))]
+def _processor(pids: Sequence[int]) -> float:
     return sum(map(processor_time, pids))
 
 
@@ -167,9 +174,9 @@ def _sites(stack: ExitStack, fleet: Fleet, folder: Path) -> list[_Site]:
     return sites
 
 
-def _send_backlog(sites: Sequence[_Site], folder: Path, studies: int) -> None:
+def _send_backlog(sites: Sequence[_Site], fleet: Fleet, folder: Path, studies: int) -> None:
     sender = Sender(folder / "sender")
-    files = cases.chest_ct(_SLICES, 512)
+    files = cases.chest_ct(fleet.slices, 512)
     for number in range(studies):
         study = folder / "study"
         copies = cases.copies(files, study, associations=1, instances=len(files))
