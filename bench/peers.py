@@ -90,7 +90,7 @@ class Receiver:
             self.command(), stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, env=ENVIRONMENT
         )
         try:
-            wait_for(f"{self.name} to listen", self._listens)
+            wait_for(f"{self.name} to listen", self._listens, seconds=240)
             wait_until_quiet(self.pid)
         except BaseException:
             self.__exit__(None, None, None)

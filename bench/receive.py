@@ -33,6 +33,7 @@ def figures(*, rounds: int, quick: bool) -> list[Figure]:
     """Measure everything about receiving."""
     with scratch() as folder:
         found = [each for number in (1, 8, 32) for each in throughput(folder, number, rounds=rounds, quick=quick)]
+        found += idle(folder, rounds=1 if quick else min(rounds, 3))
         found += memory(folder, (500,) if quick else (500, 2000), rounds=1 if quick else min(rounds, 3))
         found += crawling(folder, rounds=1 if quick else min(rounds, 3))
     return found
@@ -105,6 +106,21 @@ def received(
     shutil.rmtree(study)
     receiver.clear()
     return {"rate": copies.number / sent.seconds, "processor": 1000 * spent / copies.number}
+
+
+def idle(folder: Path, *, rounds: int) -> list[Figure]:
+    """Measure what a receiver costs while nobody sends: it is part of every processor time above."""
+
+    def spent(receiver: Receiver) -> float:
+        before, began = processor_time(receiver.pid), time.monotonic()
+        time.sleep(5.0)
+        return 1000 * (processor_time(receiver.pid) - before) / (time.monotonic() - began)
+
+    with ExitStack() as stack:
+        receivers = _started(stack, folder / "idle", Node, Dcmtk, StockPynetdicom, Orthanc)
+        measured = alternate({name: partial(spent, receiver) for name, receiver in receivers.items()}, rounds)
+    note = "with its broker and two workers, where it has them"
+    return [figure(measured, "receive, nobody sends: processor time", "ms/s", note=note)]
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
