@@ -271,7 +271,7 @@ class Recorder:
         held = self._ledger.arrivals.held([arrival.header.sop_instance_uid for arrival in arrivals])
         outcomes: list[Outcome] = []
         new: dict[str, tuple[Instance, AssociationIdentity, float]] = {}
-        again: list[tuple[str, AssociationIdentity]] = []
+        again: list[tuple[Header, AssociationIdentity]] = []
         aside: list[tuple[Subject, str]] = []
         for arrival in arrivals:
             header = arrival.header
@@ -284,8 +284,9 @@ class Recorder:
                 new[header.sop_instance_uid] = instance, arrival.association, arrival.at
                 outcomes.append(Outcome.STORED)
             elif digest == arrival.sha256:
-                if first or (known and known.series_is_open):
-                    again.append((header.series_instance_uid, arrival.association))
+                again.append((header, arrival.association))
+                if known and self._spool.heal(arrival.path, known.path):
+                    log.warning("instance.healed")  # its file was gone
                 outcomes.append(Outcome.DUPLICATE)
             else:
                 path = self._spool.set_aside(arrival.path, header, arrival.sha256)

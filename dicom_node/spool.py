@@ -77,6 +77,14 @@ class Spool:
         folder = f"studies/{header.study_instance_uid}/{header.series_instance_uid}"
         return self._link(arrived, folder, f"{header.sop_instance_uid}.dcm")
 
+    def heal(self, arrived: Path, path: str) -> bool:
+        """Give an arrived file the place of a file with the same bytes that is gone; return whether it was."""
+        if os.path.lexists(f"{self._root}/{path}"):
+            return False
+        folder, _, name = path.rpartition("/")
+        self.sync([self._link(arrived, folder, name)])
+        return True
+
     def set_aside(self, arrived: Path, header: Header, sha256: str) -> str:
         """Give an arrived file whose UID is taken by other bytes its place in quarantine; return its path."""
         return self._link(arrived, "quarantine", f"{header.sop_instance_uid}.{sha256[:16]}.dcm")

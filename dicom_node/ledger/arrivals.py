@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, exists, func, select, update
 
-from dicom_node.entities import AssociationIdentity, Instance, SlicePlace
+from dicom_node.entities import AssociationIdentity, Header, Instance, SlicePlace
+from dicom_node.errors import LedgerUnavailable
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
 from dicom_node.ledger.schema import holding, instance, series
@@ -37,7 +38,7 @@ class Held:
     """What the ledger knows of a SOP Instance UID that comes again."""
 
     sha256: str
-    series_is_open: bool
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +74,15 @@ class Arrivals:
 
     def held(self, sop_instance_uids: Sequence[str]) -> dict[str, Held]:
         """Return what is held, by SOP Instance UID."""
-        query = select(
-            instance.c.sop_instance_uid,
-            instance.c.sha256,
-            (series.c.complete_revision < series.c.revision).label("is_open"),
-        ).join_from(instance, series)
+        query = select(instance.c.sop_instance_uid, instance.c.sha256, instance.c.path)
         with self._database.reading() as connection:
             rows = connection.execute(query.where(instance.c.sop_instance_uid.in_(sop_instance_uids)))
-            return {row.sop_instance_uid: Held(row.sha256, bool(row.is_open)) for row in rows}
+            return {uid: Held(sha256, path) for uid, sha256, path in rows}
 
     def record(
         self,
         received: Sequence[Received],
-        again: Sequence[tuple[str, AssociationIdentity]] = (),
+        again: Sequence[tuple[Header, AssociationIdentity]] = (),
         aside: Sequence[tuple[Subject, str]] = (),
         *,
         node_id: str,
@@ -93,16 +90,18 @@ class Arrivals:
     ) -> None:
         """Record a group in one transaction; what comes after the completion of its series reopens it.
 
-        `again` names the series of instances that were here already: the association that sent them holds the
-        series open, for its release is evidence. `aside` is the subject and the path of what was quarantined.
+        `again` is what was here already: the association that sent it holds its series as well, for its release is
+        evidence, and so that no retention deletes the series meanwhile. `aside` is the subject and the path of what
+        was quarantined. Raises LedgerUnavailable where something of `again` was deleted since it was looked up.
         """
         # in one order everywhere: two nodes that record the same two series must not wait for each other
         by_series = sorted(received, key=lambda each: each[0].header.series_instance_uid)
         with self._database.writing() as connection:
             for series_uid, group in groupby(by_series, key=lambda each: each[0].header.series_instance_uid):
                 self._record_series(connection, series_uid, list(group))
-            holds = [(each.header.series_instance_uid, association) for each, association, _ in by_series]
-            self._hold(connection, [*holds, *again], node_id)
+            _require_there(connection, {header.sop_instance_uid for header, _ in again} - _uids(received))
+            holds = [*((each.header, association) for each, association, _ in by_series), *again]
+            self._hold(connection, [(header.series_instance_uid, by) for header, by in holds], node_id)
             for subject, path in aside:
                 write_event(connection, "instance.quarantined", now, subject, path=path)
 
@@ -237,6 +236,20 @@ def _stored_instance(row: Any) -> StoredInstance:
         sha256=row["sha256"],
         place=_place_in(row["place"]),
     )
+
+
+def _uids(received: Sequence[Received]) -> set[str]:
+    return {each.header.sop_instance_uid for each, _, _ in received}
+
+
+def _require_there(connection: Connection, sop_instance_uids: set[str]) -> None:
+    """Lock the series of instances until the transaction ends; raise LedgerUnavailable where one is gone."""
+    if not sop_instance_uids:
+        return
+    query = select(instance.c.sop_instance_uid).join_from(instance, series)
+    query = query.where(instance.c.sop_instance_uid.in_(sorted(sop_instance_uids)))
+    if len(connection.execute(query.with_for_update(of=series)).all()) != len(sop_instance_uids):
+        raise LedgerUnavailable("Deleted while it came again")
 
 
 def _row(received: Instance, at: float) -> dict[str, Any]:

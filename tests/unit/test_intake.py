@@ -13,6 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import AllTransferSyntaxes
 
 from dicom_node.errors import InvalidInstance, LedgerUnavailable, SpoolFull
+from dicom_node.ledger import schema
 from dicom_node.recorder import Outcome, Recorder
 from dicom_node.services import Status
 from dicom_node.spool import Spool
@@ -115,6 +116,37 @@ def test_a_duplicate_after_completion_opens_nothing(keep, ledger, association):
     assert keep(ct(), association=replace(association, association_id="second")) is Outcome.DUPLICATE
 
     assert not ledger.arrivals.open_series()
+
+
+def test_a_duplicate_restores_a_file_that_is_gone(keep, ledger, spool):
+    keep(ct())
+    (stored,) = ledger.arrivals.instances_of(uid("study", "series"))
+    spool.absolute(stored.path).unlink()
+
+    assert keep(ct()) is Outcome.DUPLICATE
+
+    assert dataset_bytes_of(spool.absolute(stored.path).read_bytes()) == encoded(ct())
+
+
+def test_an_instance_that_is_deleted_while_it_comes_again_is_new(arrive, keep, recorder, ledger, monkeypatch):
+    keep(ct())
+    held = ledger.arrivals.held
+    monkeypatch.setattr(ledger.arrivals, "held", lambda uids: (held(uids), delete_everything(ledger))[0])
+    arrive(ct())
+
+    with pytest.raises(LedgerUnavailable):
+        recorder.drain()
+    monkeypatch.undo()
+    recorder.drain()
+
+    assert one_series(ledger).received == 1
+    assert ledger.arrivals.held([uid("study", "series", 1)])
+
+
+def delete_everything(ledger):
+    with ledger._database.writing() as connection:
+        for table in (schema.holding, schema.instance, schema.series):
+            connection.execute(table.delete())
 
 
 def test_a_duplicate_on_an_open_series_holds_it_open(keep, ledger, association):

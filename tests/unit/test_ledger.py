@@ -95,7 +95,7 @@ def test_what_was_recorded_is_what_is_read(ledger):
 
     (series,) = ledger.arrivals.open_series()
     assert (series.received, series.announced, series.released, series.held_open) == (1, 7, True, False)
-    assert ledger.arrivals.held(["1.2.3.1", "9.9"]) == {"1.2.3.1": Held("f" * 64, True)}
+    assert ledger.arrivals.held(["1.2.3.1", "9.9"]) == {"1.2.3.1": Held("f" * 64, "p/1.2.3.1")}
 
 
 def test_an_open_association_holds_the_series_and_its_end_lets_go(ledger):
@@ -186,7 +186,7 @@ def test_an_instance_that_comes_while_the_series_is_looked_at_undoes_the_decisio
 def test_an_association_that_comes_while_the_series_is_looked_at_undoes_the_decision(ledger):
     receive(ledger)
     late = replace(ASSOCIATION, association_id="late")
-    ledger.arrivals.record([], [("1.2.3", late)], node_id="node", now=2.0)
+    ledger.arrivals.record([], [(instance().header, late)], node_id="node", now=2.0)
 
     assert complete(ledger) is None
 
