@@ -59,10 +59,22 @@ def scan(
     last, before, at, end = max(wanted, default=-1), -1, 0, len(view)
     if is_implicit and bytes(view[4:6]) in _HEADS:
         raise NotUnderstood("the data set has VRs, and is said to have none")
+    heads, long_length = _HEADS, _long_length  # every name is looked up some hundred times in each instance
     try:
         while at < end:
-            tag, vr, length, at = _head(view, at, is_implicit)
-            if tag <= before or tag >> 16 == _DELIMITERS:
+            if is_implicit:
+                group, element, length = _implicit_head(view, at)
+                vr, at = b"", at + 8
+            else:
+                group, element, vr, length = _explicit_head(view, at)
+                size = heads.get(vr, 0)
+                if size == 12:
+                    length = long_length(view, at + 8)[0]
+                elif not size:
+                    raise NotUnderstood(f"the element {group:04X}{element:04X} has no VR")
+                at += size
+            tag = group << 16 | element
+            if tag <= before or group == _DELIMITERS:
                 raise NotUnderstood(f"the tag {tag:08X} is out of order")
             if tag > last:
                 return found
