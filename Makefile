@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo viewer test check bench bench-gate fast format clean
+.PHONY: demo viewer test lint check bench bench-gate fast format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,7 +14,7 @@ help:
 	@echo "make test                  run every test; those of real peers skip where the peer is missing"
 	@echo "make bench                 measure beside DCMTK, Orthanc and others into bench/RESULTS.md; BENCH_ARGS=\"receive --rounds 3\""
 	@echo "make bench-gate            fail where something costs more than bench/bounds.toml allows"
-	@echo "make check                 format, lint, types, import contracts, fast tests"
+	@echo "make check                 format, lint, types, import contracts (make lint), and the fast tests"
 
 demo: $(VENV)/.demo
 	$(BIN)/dicom-node demo $(STUDY)
@@ -25,12 +25,14 @@ viewer: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
-check: $(VENV)/.check
+lint: $(VENV)/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/viewer/compose.yaml
+
+check: lint
 	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit tests/property
 
 bench: $(VENV)/.test
