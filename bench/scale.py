@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
 from bench.filling import SERIES_OF, fill, fill_backlog
-from bench.measure import Absent, Figure, seconds
+from bench.measure import OURS, Absent, Figure, Measured, alternate, seconds
 from bench.peers import Postgres
 from bench.receive import scratch
 from dicom_node.entities import AssociationIdentity, Header, Instance, SlicePlace
@@ -22,46 +23,57 @@ from dicom_node.routing import Order
 _SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 _BACKLOG = 100_000
 _GROWTH = 3.0  # at most, of what every instance or job pays, from the smallest ledger to the largest
-_REPEATS = 15
+_REPEATS = 5
 _SCANNER = AssociationIdentity("", "SCANNER", "DICOM_NODE", "10.0.0.1")
 
 
 def figures(*, rounds: int, quick: bool) -> list[Figure]:
-    """Measure every step at every size; each figure is of the largest ledger, beside the smaller ones."""
+    """Measure every step at every size, the sizes in turns; each figure is of the largest ledger, beside the others."""
     sizes = _SIZES[:2] if quick else _SIZES
+    backlog = _BACKLOG // (10 if quick else 1)
     found: list[Figure] = []
     with scratch() as folder, ExitStack() as stack:
-        urls = {"SQLite": f"sqlite:///{folder / 'ledger.sqlite3'}"}
+        places: dict[str, Callable[[str], str]] = {"SQLite": lambda name: f"sqlite:///{folder / name}.sqlite3"}
         with suppress(Absent):
-            urls["PostgreSQL"] = stack.enter_context(Postgres(folder / "postgres")).url("bench")
-        for name, url in urls.items():
-            found += grown(name, url, sizes, backlog=_BACKLOG // (10 if quick else 1))
+            places["PostgreSQL"] = stack.enter_context(Postgres(folder / "postgres")).url
+        for database, place in places.items():
+            found += _grown(database, place, sizes, backlog=backlog, rounds=rounds)
     return found
 
 
-def grown(name: str, url: str, sizes: Iterable[int], *, backlog: int) -> list[Figure]:
-    """Fill a ledger step by step and measure at each; then once more with a backlog."""
+def _grown(
+    database: str, place: Callable[[str], str], sizes: Sequence[int], *, backlog: int, rounds: int
+) -> list[Figure]:
+    """Fill a ledger of each size, and a small one with a backlog; measure them in turns."""
+    runs = {f"{size:,} instances": partial(measured, _filled(place(f"l{size}"), size), size) for size in sizes}
+    smallest, *_, largest = runs
+    queued = _filled(place("backlog"), sizes[0])
+    fill_backlog(queued, jobs=backlog, now=time.time())
+    waiting = f"{smallest}, {backlog:,} jobs queued"
+    os.sync()
+    took = alternate({**runs, waiting: partial(measured, queued, sizes[0])}, rounds)
+    steps = took[smallest]
+    found = [_figure(database, step, took, largest, [each for each in runs if each != largest]) for step in steps]
+    return found + [_figure(database, step, took, waiting, [smallest]) for step in ("sweep", "claim", "status")]
+
+
+def _filled(url: str, size: int) -> str:
     Ledger(url, migrate=True).close()
-    by_size: dict[str, Mapping[str, float]] = {}
-    filled = 0
-    for size in sizes:
-        fill(url, first=filled, last=size)
-        filled = size
-        by_size[f"{size:,} instances"] = measured(url, filled)
-    *smaller, largest = by_size
-    found = [_figure(name, step, by_size, smaller, largest) for step in by_size[largest]]
-    fill_backlog(url, jobs=backlog, now=time.time())
-    by_size[f"{largest}, {backlog:,} jobs queued"] = measured(url, filled)
-    with_backlog = list(by_size)[-1]
-    return found + [_figure(name, step, by_size, [largest], with_backlog) for step in ("sweep", "claim", "status")]
+    fill(url, first=0, last=size)
+    return url
 
 
 def _figure(
-    name: str, step: str, by_size: Mapping[str, Mapping[str, float]], others: Iterable[str], ours: str
+    database: str, step: str, took: Mapping[str, Mapping[str, Measured]], ours: str, others: Sequence[str]
 ) -> Figure:
-    compared = {each: by_size[each][step] for each in others}
-    bars = {next(iter(compared)): _GROWTH} if step in _EVERY_TIME else {}
-    return Figure(f"{name}, {ours}: {step}", "ms", by_size[ours][step], compared, bars=bars)
+    return Figure(
+        f"{database}, {ours}: {step}",
+        "ms",
+        took[ours][step].median,
+        {each: took[each][step].median for each in others},
+        bars={others[0]: _GROWTH} if step in _EVERY_TIME else {},
+        spread={OURS: took[ours][step].spread, **{each: took[each][step].spread for each in others}},
+    )
 
 
 _EVERY_TIME = frozenset({"record one instance", "is it held?", "find open series", "complete", "sweep", "claim"})
@@ -76,7 +88,7 @@ def measured(url: str, filled: int) -> dict[str, float]:
             if repeat:  # the first time, every statement is compiled
                 took.setdefault(step, []).append(seconds(do) * 1000)
     ledger.close()
-    took["start"] = [seconds(partial(_start, url)) * 1000 for _ in range(5)]
+    took["start"] = [seconds(partial(_start, url)) * 1000 for _ in range(2)]
     return {step: statistics.median(each) for step, each in took.items()}
 
 
