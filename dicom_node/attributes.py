@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 
@@ -15,6 +15,8 @@ from dicom_node.errors import InputRefused, Unavailable
 from dicom_node.routing import CALLING_AE_TITLE
 
 _NOT_TEXT = frozenset({"SQ", "OB", "OW", "OD", "OF", "OL", "OV", "UN"})
+_PATIENT = 0x0010  # the group of the Patient module
+_OF_A_VISIT = frozenset({"AccessionNumber", "StudyID", "AdmissionID", "RequestedProcedureID", "ServiceEpisodeID"})
 _LONGEST = 1 << 16  # bytes of a value that a route may ask about
 _ITEMS = 100_000  # of sequences, which are passed over: the node reads this itself, and has other things to do
 
@@ -67,3 +69,11 @@ def read_attributes(path: Path, calling_ae_title: str = "") -> dict[str, tuple[s
     except Exception as error:
         # pydicom answers a broken file with whatever exception comes first
         raise InputRefused(f"{path}: not a readable DICOM file ({type(error).__name__})") from error
+
+
+def says_who(keyword: str) -> bool:
+    """Return whether an element says who a patient is: the Patient module, names of persons, numbers of a visit."""
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        return False
+    return tag >> 16 == _PATIENT or keyword in _OF_A_VISIT or dictionary_VR(tag) == "PN"

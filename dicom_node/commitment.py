@@ -18,6 +18,9 @@ ALL_COMMITTED = 1  # Event Type ID (J.3.3)
 SOME_FAILED = 2
 MAXIMUM_REFERENCES = 100_000
 """Instances in one request; a study of more is asked about in parts."""
+_LONGEST_UID = 64
+_LARGEST_REASON = 0xFFFF
+_OF_UIDS = frozenset("0123456789.")
 
 
 class FailureReason(IntEnum):
@@ -168,24 +171,34 @@ def _item(reference: Reference, failure_reason: int | None = None) -> Dataset:
 
 def _references(dataset: Dataset, keyword: str, tag: int) -> Iterable[Reference]:
     try:
-        return [
+        named = [
             Reference(str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
             for item in dataset.get(keyword) or ()
         ]
     except Exception as error:
         # pydicom answers garbage with whatever exception comes first
         raise Malformed(f"An item of {keyword} names no instance", tag) from error
+    if not all(_is_uid(uid) for each in named for uid in (each.sop_class_uid, each.sop_instance_uid)):
+        raise Malformed(f"An item of {keyword} has something else than UIDs", tag)
+    return named
+
+
+def _is_uid(text: str) -> bool:
+    """Return whether it looks like a UID: what does not may say who a patient is, and would be kept and sent on."""
+    return 0 < len(text) <= _LONGEST_UID and set(text) <= _OF_UIDS
 
 
 def _transaction_uid(dataset: Dataset) -> str:
     text = str(dataset.get("TransactionUID") or "").strip("\x00 ")
-    if not text or len(text) > 64 or not set(text) <= set("0123456789."):
+    if not _is_uid(text):
         raise Malformed("TransactionUID is missing or malformed", 0x00081195)
     return text
 
 
 def _reason(item: Dataset) -> int:
     try:
-        return int(item.FailureReason)
-    except (AttributeError, TypeError, ValueError):
+        reason = int(item.FailureReason)
+    except Exception:
+        # absent, or of no kind at all: pydicom converts on access, with an exception of its own for each
         return FailureReason.PROCESSING_FAILURE
+    return reason if 0 <= reason <= _LARGEST_REASON else FailureReason.PROCESSING_FAILURE

@@ -10,6 +10,7 @@ from pydicom import Dataset
 
 from dicom_node.findings import Reason
 from dicom_node.manifest import InputSlot
+from dicom_node.services import modality_term
 
 _SHARP = 1.0
 _MEDIUM = 0.5
@@ -37,10 +38,10 @@ def objections(header: Dataset, slot: InputSlot) -> Iterator[tuple[Reason, str]]
     """
     modality = str(header.get("Modality") or "")
     if modality not in slot.modality:
-        yield Reason.WRONG_MODALITY, f"{modality or 'none'}, made for {', '.join(slot.modality)}"
+        yield Reason.WRONG_MODALITY, f"{modality_term(modality) or 'none'}, made for {', '.join(slot.modality)}"
     body_part = str(header.get("BodyPartExamined") or "").strip().upper()
     if slot.body_part and body_part and body_part not in slot.body_part:
-        yield Reason.WRONG_BODY_PART, f"{body_part}, made for {', '.join(slot.body_part)}"
+        yield Reason.WRONG_BODY_PART, f"another one, made for {', '.join(slot.body_part)}"
     yield from stack_objections(header, slot)
     contrast = "with" if header.get("ContrastBolusAgent") or header.get("ContrastBolusAgentSequence") else "without"
     if slot.contrast not in ("any", contrast):

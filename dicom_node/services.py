@@ -13,6 +13,21 @@ from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRL
 VERIFICATION = "1.2.840.10008.1.1"
 
 
+_MODALITIES = """
+AR AS ASMT AU BDUS BI BMD CD CF CFM CP CR CS CT CTPROTOCOL DD DF DG DM DMS DOC DS DX EC ECG EEG EMG EOG EPS ES FA FID
+FS GM HC HD IO IOL IVOCT IVUS KER KO LEN LP LS M3D MA MG MR MS NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS OT PA
+PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF
+ST STAIN TEXTUREMAP TG US VA VF XA XAPROTOCOL XC
+"""
+MODALITIES = frozenset(_MODALITIES.split())
+"""The defined terms of Modality, the retired ones among them (PS3.3 C.7.3.1.1.1)."""
+
+
+def modality_term(value: str) -> str:
+    """Return a Modality where it is one of the standard's; "" where a sender has put something else there."""
+    return value if value in MODALITIES else ""
+
+
 class Use(StrEnum):
     """What the node does with instances of a SOP class."""
 

@@ -37,7 +37,7 @@ def suv_factor(header: Dataset, first: datetime | None = None) -> float:
     """
     units = str(header.get("Units") or "").upper()
     if units not in _BY_UNITS:
-        raise _missing("Units", f"are {units or 'not stated'}; SUV is known from BQML, GML and Philips' CNTS")
+        raise _missing("Units", f"are {_term(units)}; SUV is known from BQML, GML and Philips' CNTS")
     corrected = _texts(header.get("CorrectedImage"))
     lacking = [correction for correction in _CORRECTIONS if corrected and correction not in corrected]
     if lacking:
@@ -64,7 +64,7 @@ def _from_becquerel(header: Dataset, first: datetime | None) -> float:
     elif correction == "START":
         decayed = dose * math.pow(2.0, -_half_lives(header, injected, first))
     else:
-        raise _missing("DecayCorrection", f"is {correction or 'not stated'}; START and ADMIN are known")
+        raise _missing("DecayCorrection", f"is {_term(correction)}; START and ADMIN are known")
     return weight * 1000.0 / decayed
 
 
@@ -82,9 +82,18 @@ def _from_grams(header: Dataset, first: datetime | None) -> float:
     """Return 1: values are SUVbw already, unless they are SUV by another measure of the body (PS3.3 C.8.9.1)."""
     kind = str(header.get("SUVType") or "BW").upper()
     if kind != "BW":
-        raise _missing("SUVType", f"is {kind}; models are made for BW")
+        raise _missing("SUVType", f"is {_term(kind)}; models are made for BW")
     return 1.0
 
+
+_TERMS = frozenset(
+    # of Units, Decay Correction and SUV Type (PS3.3 C.8.9.1)
+    [
+        *("CNTS", "NONE", "CM2", "CM2ML", "PCNT", "CPS", "BQML", "MGMINML", "UMOLMINML", "MLMING", "MLG", "1CM"),
+        *("UMOLML", "PROPCNT", "PROPCPS", "MLMINML", "MLML", "GML", "STDDEV", "START", "ADMIN"),
+        *("BSA", "LBM", "LBMJAMES128", "LBMJANMA", "IBW", "BW"),
+    ]
+)
 
 _BY_UNITS: Mapping[str, Callable[[Dataset, datetime | None], float]] = {
     "BQML": _from_becquerel,
@@ -235,6 +244,12 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError):
         return 0.0
     return number if math.isfinite(number) else 0.0
+
+
+def _term(value: object) -> str:
+    """Return a value where it is one of the standard's: what is not may say who the patient is."""
+    text = str(value or "")
+    return text if text in _TERMS else "something else" if text else "not stated"
 
 
 def _missing(keyword: str, why: str = "is missing, or makes no sense") -> NotApplicable:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from dicom_node.attributes import read_attributes
+from dicom_node.attributes import read_attributes, says_who
 from dicom_node.broker import require_answer
 from dicom_node.cli.advising import advice
 from dicom_node.cli.console import JsonOption, SettingsOption, console, print_json, settings_from, table
@@ -20,7 +20,7 @@ from dicom_node.delivery.cstore import echo
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.results.typeface import undrawable
-from dicom_node.routing import Attributes, Route, mismatches
+from dicom_node.routing import Attributes, Mismatch, Route, mismatches
 from dicom_node.tls import server_context
 
 
@@ -50,11 +50,17 @@ def _explained(routes: tuple[Route, ...], attributes: Attributes) -> list[Any]:
             "run": route.run,
             "send_to": route.send_to,
             "because": [
-                {"key": miss.key, "wanted": miss.wanted, "found": miss.found} for miss in mismatches(route, attributes)
+                {"key": miss.key, "wanted": miss.wanted, "found": _shown(miss)}
+                for miss in mismatches(route, attributes)
             ],
         }
         for route in routes
     ]
+
+
+def _shown(miss: Mismatch) -> str:
+    """Return what was found, but not who the patient is: output is pasted into mails and tickets."""
+    return "[withheld]" if miss.found and says_who(miss.key) else miss.found
 
 
 def _show(answer: Any) -> None:

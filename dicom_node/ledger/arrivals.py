@@ -14,7 +14,7 @@ from dicom_node.errors import LedgerUnavailable
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
 from dicom_node.ledger.schema import holding, instance, series
-from dicom_node.services import Use, use_of
+from dicom_node.services import Use, modality_term, use_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Arrivals:
             .values(
                 series_instance_uid=header.series_instance_uid,
                 study_instance_uid=header.study_instance_uid,
-                modality=header.modality,
+                modality=modality_term(header.modality),
                 calling_ae_title=association.calling_ae_title,
                 is_own_result=header.is_own_result,
                 revision=1,
@@ -143,7 +143,7 @@ class Arrivals:
         ).scalar()
         subject = Subject(header.study_instance_uid, header.series_instance_uid)
         if made is not None:
-            write_event(connection, "series.opened", now, subject, modality=header.modality)
+            write_event(connection, "series.opened", now, subject, modality=modality_term(header.modality))
             return 1
         query = select(series.c.revision, series.c.complete_revision)
         query = query.where(series.c.series_instance_uid == header.series_instance_uid).with_for_update()

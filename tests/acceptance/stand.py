@@ -107,10 +107,12 @@ class NodeProcess:
             )
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self.verbose = False
 
     def spawn(self) -> None:
         """Start it without waiting for it."""
         command = [sys.executable, "-m", "dicom_node", "serve", "--settings", str(self.settings_path)]
+        command += ["--verbose"] if self.verbose else []
         environment = {**os.environ, **self.environment}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
