@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -30,6 +30,8 @@ from workers.passing import read_prediction, write_grid
 from workers.prediction import Grid, Prediction, Progress
 
 log = structlog.get_logger()
+
+Answer = TypeVar("Answer")
 
 _STOP = 5.0  # seconds that a model may take to stop between two windows, before its process is ended
 _TICK = 0.05  # seconds between two looks at a child's memory
@@ -91,10 +93,17 @@ class ContainedModel:
             ModelRefused: the model failed, needed more than its limits allow, or its answer is not one.
             NotApplicable: the model says that it was not made for this.
         """
+        return self._asked(lambda child: child.predict(grid, progress))
+
+    def many(self, grids: Sequence[Grid], progress: Progress) -> list[Prediction]:
+        """Predict for several grids at once; raise what a prediction raises, if only one of them is at fault."""
+        return self._asked(lambda child: child.predict_many(grids, progress))
+
+    def _asked(self, ask: Callable[[_Child], Answer]) -> Answer:
         self.start()
         assert self._child is not None  # noqa: S101 - start() raises otherwise
         try:
-            return self._child.predict(grid, progress)
+            return ask(self._child)
         except NotApplicable:
             raise
         except ModelRefused:
@@ -211,6 +220,23 @@ class _Child:
             return read_prediction(message, self._work, grid, self._manifest)
         finally:
             _empty(self._work)
+
+    def predict_many(self, grids: Sequence[Grid], progress: Progress) -> list[Prediction]:
+        """Have the model predict for several grids in one."""
+        orders = [write_grid(grid, self._given / str(number)) for number, grid in enumerate(grids)]
+        self._order({"several": orders})
+        message = self._hear("answers", progress)
+        answers = message.get("several")
+        try:
+            if not isinstance(answers, list) or len(answers) != len(grids):
+                raise ModelRefused(f"{self._manifest.name}: the model's process does not keep to the protocol")
+            return [
+                read_prediction(answer, self._work / str(number), grid, self._manifest)
+                for number, (answer, grid) in enumerate(zip(answers, grids, strict=True))
+            ]
+        finally:
+            _empty(self._work)
+            _empty(self._given)
 
     def stops(self, *, within: float) -> bool:
         """Ask the model to stop between two windows; return whether it has, `within` seconds."""
@@ -408,7 +434,7 @@ def _written(folder: Path) -> int:
 
 
 def _empty(folder: Path) -> None:
-    for path in folder.glob("*.npy"):
+    for path in folder.rglob("*.npy"):
         with suppress(OSError):
             path.unlink()
 

@@ -59,12 +59,18 @@ def _serve(first: dict[str, Any], orders: Iterator[dict[str, Any]], say: Say) ->
             raise _Stopped
 
     def predict(order: dict[str, Any]) -> None:
+        several = order.get("several")
         try:
-            prediction = model(read_grid(order, given), progress)
+            if several is None:
+                prediction = model(read_grid(order, given), progress)
+                say({"said": "answer", **write_prediction(prediction, work)})
+                return
+            grids = [read_grid(one, given / str(number)) for number, one in enumerate(several)]
+            answers = enumerate(model.many(grids, progress))
         except _Stopped:
             say({"said": "stopped"})
             return
-        say({"said": "answer", **write_prediction(prediction, work)})
+        say({"said": "answers", "several": [write_prediction(one, work / str(number)) for number, one in answers]})
 
     for order in orders:
         if "stop" not in order:  # or it came too late: the answer was on its way

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from io import BytesIO
+from typing import Any
 
 import structlog
 from pydicom import Dataset
@@ -93,6 +94,24 @@ class Inferring:
                 lambda part: attempt.lease.report(_LOADED + part * (_PREDICTED - _LOADED), may_yield=part < 1.0),
             )
         return Predicted(bundle, loaded.chosen, prediction)
+
+    def predict_together(self, group: Sequence[tuple[Attempt, Loaded]]) -> list[Predicted] | None:
+        """Run a model on several small inputs at once; None where that fails: then each is to be run alone."""
+        try:
+            bundle = self._bundles.get(group[0][1].model.folder)
+            for attempt, _ in group:
+                attempt.watch.begin("model")
+            model: Any = bundle.model  # `execution.together` is only for those that can
+            predictions = model.many([loaded.chosen.volume.grid for _, loaded in group], lambda part: None)
+        except Exception as error:  # of whichever of them; it is said when that one is run alone
+            log.warning(
+                "model.not_together", model=group[0][0].job.model, studies=len(group), error=type(error).__name__
+            )
+            return None
+        finally:
+            for attempt, _ in group:
+                attempt.watch.end()
+        return [Predicted(bundle, one[1].chosen, made) for one, made in zip(group, predictions, strict=True)]
 
     def remaining(self, attempt: Attempt, *, now: float) -> float | None:
         """Return the seconds that a model still needs at its present pace; None where nobody can tell."""

@@ -33,7 +33,8 @@ _MOST_LAYERS = 64
 
 
 def write_grid(grid: Grid, folder: Path) -> Message:
-    """Write a grid's arrays into `folder`; return the message that goes with them."""
+    """Write a grid's arrays into `folder`, which is made; return the message that goes with them."""
+    folder.mkdir(exist_ok=True)
     arrays = {name: getattr(grid, name) for name in _ARRAYS}
     arrays |= {f"other-{name}": values for name, values in grid.others.items()}
     for name, values in arrays.items():
@@ -71,7 +72,8 @@ def _mapped(path: Path) -> Array:
 
 
 def write_prediction(prediction: Prediction, folder: Path) -> Message:
-    """Write a prediction's arrays into `folder`; return the message that goes with them."""
+    """Write a prediction's arrays into `folder`, which is made; return the message that goes with them."""
+    folder.mkdir(exist_ok=True)
     arrays: dict[str, Array] = {f"map-{name}": values for name, values in prediction.maps.items()}
     arrays |= {f"layer-{number}": layer for number, layer in enumerate(prediction.overlapping)}
     if prediction.labels is not None:

@@ -14,8 +14,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -33,6 +34,7 @@ from workers.station import Station
 log = structlog.get_logger()
 
 _LOOK = 0.2  # seconds between two looks at what waits while the model is at work
+_MOMENT = 0.02  # seconds between two looks for what goes through the model together
 _HEAD_START = 0.2  # seconds that a job is left to workers that are free
 _SOON = 10.0  # seconds before a model ends in which the next series is read; earlier another worker may be free first
 
@@ -122,12 +124,13 @@ class Pipeline:
             attempt.last_step(lambda: self._delivering(attempt.job, attempt.watch))
         elif attempt.job.attempts > 1:
             self._clear()
-            self._bring(self._read(attempt))
+            if (ready := self._read(attempt)) is not None:
+                self._bring(ready)
             self._clear()
         else:
             ready = self._read(attempt)
             while ready is not None:
-                self._bring(ready)
+                self._bring(ready, *self._others(ready))
                 ready = self._read_ahead()
 
     # -- the line: read, model, record ------------------------------------------------------------------------
@@ -141,20 +144,44 @@ class Pipeline:
         self._model.is_free()
         self._record.is_free()
 
-    def _bring(self, ready: _Read | None) -> None:
-        if ready is None:
-            return
+    def _others(self, first: _Read) -> list[_Read]:
+        """Read what goes through the model together with a small input: what waits, or comes within a moment."""
+        together = first.loaded.model.manifest.execution.together
+        until = time.monotonic() + together.wait_seconds
+        others: list[_Read] = []
+        while len(others) + 1 < together.size and not self._stopping.is_set():
+            number = self._ledger.queue.alike(first.attempt.job, now=self._clock())
+            attempt = None if number is None else self._claimed(number)
+            read = None if attempt is None else self._read(attempt)
+            if read is not None:
+                others.append(read)
+            elif number is None and time.monotonic() >= until:
+                break
+            elif number is None:
+                time.sleep(_MOMENT)
+        return others
+
+    def _bring(self, *group: _Read) -> None:
+        """Have the model run, on several studies at once where there are several; what it says is then recorded."""
 
         def predict() -> None:
-            predicted = ready.attempt.step(lambda: self._inferring.predict(ready.attempt, ready.loaded))
-            if predicted is not None:
-                self._record.take(lambda: self._keep(ready.attempt, predicted))
+            predicted: Sequence[Predicted | None] | None = None
+            if len(group) > 1:
+                predicted = self._inferring.predict_together([(each.attempt, each.loaded) for each in group])
+            if predicted is None:
+                predicted = [
+                    each.attempt.step(partial(self._inferring.predict, each.attempt, each.loaded)) for each in group
+                ]
+            attempts = [each.attempt for each in group]
+            self._record.take(lambda: self._keep(zip(attempts, predicted, strict=True)))
 
         self._model.take(predict)
-        self._at_model = ready.attempt
+        self._at_model = group[0].attempt
 
-    def _keep(self, attempt: Attempt, predicted: Predicted) -> None:
-        attempt.last_step(lambda: self._inferring.record(attempt, predicted))
+    def _keep(self, answers: Iterable[tuple[Attempt, Predicted | None]]) -> None:
+        for attempt, predicted in answers:
+            if predicted is not None:
+                attempt.last_step(partial(self._inferring.record, attempt, predicted))
 
     def _read_ahead(self) -> _Read | None:
         """Wait for the model to be free; return the next job, with its series read, where one waits meanwhile."""

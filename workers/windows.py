@@ -81,8 +81,45 @@ class Runner:
         """Return for each window its first voxel and the network's answer as it is: for boxes and classes."""
         return self._with_less_and_less(lambda plan: list(self._each(array, plan, progress)))
 
-    def _with_less_and_less(self, run: Callable[[Plan], Answer]) -> Answer:
-        for plan in plans(self._execution, self._device):
+    def planes(
+        self, arrays: Sequence[npt.NDArray[np.float32]], output: int | str, progress: Progress, *, batch: int
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return the network's answer over each of several arrays of one shape, `batch` of them at a time."""
+
+        def run(plan: Plan) -> list[npt.NDArray[np.float32]]:
+            stacks = self._stacks(arrays, plan, progress, lambda stack: self._mirrored(stack, output, plan))
+            return [np.asarray(one.numpy()) for answers in stacks for one in answers]
+
+        return self._with_less_and_less(run, self._execution.model_copy(update={"batch": batch}))
+
+    def raw_planes(
+        self, arrays: Sequence[npt.NDArray[np.float32]], progress: Progress, *, batch: int
+    ) -> list[torch.Tensor]:
+        """Return the network's one answer to each of several arrays of one shape as it is: for classes."""
+
+        def run(plan: Plan) -> list[torch.Tensor]:
+            stacks = self._stacks(arrays, plan, progress, lambda stack: chosen(self._run(stack, plan), 0))
+            return [one[None] for answers in stacks for one in answers]
+
+        return self._with_less_and_less(run, self._execution.model_copy(update={"batch": batch}))
+
+    def _stacks(
+        self,
+        arrays: Sequence[npt.NDArray[np.float32]],
+        plan: Plan,
+        progress: Progress,
+        run: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Iterator[torch.Tensor]:
+        for start in range(0, len(arrays), plan.batch):
+            group = arrays[start : start + plan.batch]
+            answers = run(torch.from_numpy(np.stack(group)))
+            if len(answers) != len(group):
+                raise ModelRefused(f"the network answers {len(answers)} times to {len(group)} inputs")
+            yield answers
+            progress((start + len(group)) / len(arrays))
+
+    def _with_less_and_less(self, run: Callable[[Plan], Answer], execution: Execution | None = None) -> Answer:
+        for plan in plans(execution or self._execution, self._device):
             self._move(plan.device)
             try:
                 with torch.inference_mode():

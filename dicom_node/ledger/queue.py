@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import case, func, or_, select, true, union_all, update
 
 from dicom_node.ledger.database import Database
+from dicom_node.ledger.jobs import Job
 from dicom_node.ledger.schema import job
 from dicom_node.lifecycle import Courtesy, Kind, State
 from dicom_node.routing import Priority
@@ -52,6 +53,15 @@ class Queue:
         announced = func.coalesce(job.c.hinted_at, job.c.not_before)
         found = self._first(kind, courtesy, now, only=announced <= since)
         return found[0] if found else None
+
+    def alike(self, held: Job, *, now: float) -> int | None:
+        """Return the first job of those that are for the same model, to the digest, and were never tried before."""
+        model = held.key.rpartition("/")[2]
+        query = select(job.c.job_id).where(_is_due(now) & (job.c.kind == held.kind) & (job.c.attempts == 0))
+        query = query.where((job.c.model == held.model) & job.c.key.endswith(f"/{model}", autoescape=True))
+        with self._database.reading() as connection:
+            ordered = query.order_by(job.c.priority, job.c.not_before, job.c.job_id)
+            return connection.execute(ordered.limit(1)).scalar()
 
     def _first(self, kind: Kind, courtesy: Courtesy, now: float, *, only: Any, limit: int = 1) -> list[Waiting]:
         """Return the first of each priority, and of these the first: a long queue is not sorted to find its head."""

@@ -43,6 +43,7 @@ __all__ = [
     "PublishedFile",
     "Range",
     "SegmentOutput",
+    "Together",
     "Weights",
     "parse",
 ]
@@ -100,6 +101,13 @@ class Architecture(Frozen):
     arguments: Mapping[str, Any] = Field(default_factory=dict)
 
 
+class Together(Frozen):
+    """How many studies are run in one forward at most, and how long the first waits for the others, in seconds."""
+
+    size: Annotated[int, Field(ge=1, le=256)] = 1
+    wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0.2
+
+
 class Execution(Frozen):
     """How a network is run: whole, or in windows of `patch` voxels that overlap; mirrored along `mirror` axes too."""
 
@@ -111,6 +119,7 @@ class Execution(Frozen):
     autocast: bool = False
     channels_last: bool = False
     cpu_fallback: bool = True
+    together: Together = Together()  # of networks of two dimensions: small inputs of several studies at once
     slicewise: bool = False  # a network of two dimensions over a volume: it sees plane after plane of the first axis
 
 
@@ -195,6 +204,11 @@ class Manifest(Frozen):
             yield f"weights: runtime {self.runtime!r} needs weights = {{ file = ..., sha256 = ... }}"
         if self.origin is not None and len(self.weights) != 1:
             yield "origin: makes one file of weights: write one weights = { file = ..., sha256 = ... }"
+        if self.execution.together.size > 1 and not self._can_run_together:
+            yield (
+                "execution.together: only for networks of two dimensions, run whole, in a file of weights, that answer "
+                "masks, maps or classes"
+            )
         for value in self.guards:
             if value not in outputs.segments:
                 yield f"guards.{value}: there is no [outputs.segments.{value}]"
@@ -202,6 +216,13 @@ class Manifest(Frozen):
     def codes(self) -> Iterator[tuple[str, CodeEntry]]:
         """Yield every coded concept with the key under which it stands."""
         yield from _codes(self.outputs, "outputs")
+
+    @property
+    def _can_run_together(self) -> bool:
+        flat = self.input.dimensions == 2 or self.execution.slicewise
+        whole = not self.execution.patch and len(self.inputs) == 1
+        of_a_file = self.runtime in {"torchscript", "state_dict", "onnx", "pt2"}
+        return flat and whole and of_a_file and not self.outputs.detections
 
     @property
     def input(self) -> InputSlot:

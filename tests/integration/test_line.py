@@ -113,6 +113,10 @@ class Line:
         series = f"1.9.{self.studies}"
         phantom = make_thorax(slices=SLICES, size=(64, 64), spacing=(30.0, 5.0, 5.0), noise=0.0, seed=1)
         paths = write_series(phantom, self.folder / series, study="1.2", series=series)
+        return self.received(paths, series, model, priority)
+
+    def received(self, paths, series, model, priority=Priority.NORMAL) -> int:
+        """Have files in the spool and in the ledger as a complete series; return the number of its job."""
         for number, path in enumerate(paths, start=1):
             target = self.spool.absolute(f"p/{series}.{number}")
             target.parent.mkdir(parents=True, exist_ok=True)
