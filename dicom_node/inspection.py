@@ -89,6 +89,11 @@ class Inspection:
             yield from self._passing()
             yield from self._quarantine()
 
+    def unrecorded_results(self) -> Iterator[Path]:
+        """Yield the result files older than the grace that no row is about: attempts wrote them in vain."""
+        for problem in self._unknown([self._storage / "results"]):
+            yield self._storage / problem.path
+
     # -- from the ledger to the files -----------------------------------------------------------------------
 
     def _read_all(self, study_instance_uid: str | None, read: Callable[[], object]) -> Iterator[tuple[Item, Problem]]:

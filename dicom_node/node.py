@@ -23,6 +23,7 @@ from dicom_node.dispatch import QUEUES, Dispatcher
 from dicom_node.disposal import Disposal
 from dicom_node.errors import Unavailable
 from dicom_node.identity import identity
+from dicom_node.inspection import Inspection
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
@@ -40,6 +41,7 @@ log = structlog.get_logger()
 
 _WORKER_GRACE = 20.0  # seconds that a worker may take to finish its job when the node stops
 _MEGABYTE = 1024 * 1024
+_DAY = 86400.0
 _SHORTEST_PAUSE = 0.005  # seconds between two looks at what is due
 
 
@@ -74,6 +76,7 @@ class Node:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._healthy = True
+        self._reclaim_at = 0.0
 
     def start(self) -> int:
         """Make good what an earlier life left, start the children, listen; return the port."""
@@ -112,11 +115,26 @@ class Node:
         parts += [partial(self._spool.watch_room, partial(self._note_door, now))]
         parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
         parts += [self._audit.tick]
-        parts += [partial(self._disposal.tick, now=now)]
+        parts += [partial(self._disposal.tick, now=now), self._reclaim]
         did = all([self._did(part) for part in parts])
         if did:
             self._healthy = True
         return did
+
+    def _reclaim(self) -> None:
+        """Once a day: delete what attempts that were killed have written in vain, in a thread of its own."""
+        if time.monotonic() >= self._reclaim_at:
+            self._reclaim_at = time.monotonic() + _DAY
+            threading.Thread(target=self._did, args=(self._delete_unrecorded,), name="reclaim", daemon=True).start()
+
+    def _delete_unrecorded(self) -> None:
+        inspection = Inspection(self.ledger, self._settings.node.storage, grace=_DAY)
+        number = 0
+        for path in inspection.unrecorded_results():
+            path.unlink(missing_ok=True)
+            number += 1
+        if number:
+            log.info("results.reclaimed", files=number)
 
     def _did(self, part: Callable[[], object]) -> bool:
         try:
