@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dicom_node.spool import dataset_digest
 from tests.faults import promises
@@ -110,6 +112,27 @@ def test_what_was_acknowledged_survives_at_every_moment(recording, torn):
     check_cuts(recording, every=1, torn=torn)
 
 
+@given(moment=st.floats(0.0, 1.0), chance=st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_of_the_rest_a_power_cut_leaves_what_was_acknowledged_survives(recording, moment, chance):
+    number = int(moment * recording.operations[-1].number)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        storage = Path(folder) / "storage"
+        restore(disk_at(recording, number).after_power_cut(chance), storage)
+        promised = [each.image for each in recording.acknowledged.values() if each.at <= number]
+        check_storage(storage, promised, f"after operation {number}")
+
+
+def disk_at(recording: Recording, number: int) -> Disk:
+    """Return the disk after an operation."""
+    disk = Disk()
+    for operation in recording.operations:
+        if operation.number > number:
+            break
+        disk.follow(operation)
+    return disk
+
+
 def check_cuts(recording: Recording, *, every: int, torn: bool) -> None:
     chance = random.Random(7)
     checked = 0
@@ -159,11 +182,7 @@ def digest_of(path: Path) -> str:
 
 def revive(recording: Recording, node, archive, number: int, chance: random.Random | None) -> None:
     """Start a node on what a power cut after operation `number` left; nothing may be lost, missing or doubled."""
-    disk = Disk()
-    for operation in recording.operations:
-        if operation.number > number:
-            break
-        disk.follow(operation)
+    disk = disk_at(recording, number)
     running = node(port=recording.port)  # the same node: its name in the ledger has its port
     restore(disk.after_power_cut(chance), running.folder / "storage")
     before = [each for each in recording.received if each.at <= number]
