@@ -230,6 +230,8 @@ class Inflow:
 
     def _fill(self, piece: memoryview, after: memoryview) -> None:
         """Fill `piece` and then `after`; raise Broken where that takes too long or the peer has gone."""
+        if not len(piece) + len(after):
+            return  # an empty last fragment: the kernel would wait for a byte all the same
         try:
             if self._is_tls:
                 self._fill_slowly(piece)

@@ -13,9 +13,12 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+import structlog
 from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+
+log = structlog.get_logger()
 
 _LONGEST_WAIT = 0.25  # seconds; how late a timer may be noticed
 
@@ -125,6 +128,14 @@ class Provider(DULServiceProvider):
 
 class Reactor(Association):
     """An association whose thread sleeps until its provider has something for it."""
+
+    def run_reactor(self) -> None:
+        """Negotiate, then serve; a request that pynetdicom chokes on is aborted, and leaves no thread behind."""
+        try:
+            super().run_reactor()
+        except Exception as error:
+            log.info("association.broken", error=type(error).__name__, address=self.requestor.address)
+            self.abort()
 
     def _run_reactor(self) -> None:
         """Serve what comes; the order is pynetdicom's own."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import struct
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
 
 from tests.datasets import CT, EXPLICIT, IMPLICIT, ct, encoded, uid
+from tests.fuzz.conftest import SLACK
 from tests.fuzz.encoding import (
     ABORT,
     BULK,
@@ -270,14 +272,34 @@ def test_roles_that_make_no_sense_open_no_door(watched, scu, scp):
         [(1, "", "")],
         [(1, "1" * 300, "2" * 300)],
         [(1, CT, "1.2.3"), (3, "1.2.3", EXPLICIT)],
+        [(1, "", IMPLICIT)],
+        [(1, VERIFICATION, "")],
     ],
-    ids=["none", "twice", "even", "zero", "128", "empty", "too long", "unknown"],
+    ids=["none", "twice", "even", "zero", "128", "empty", "too long", "unknown", "no abstract", "no transfer"],
 )
-def test_odd_presentation_contexts_are_answered(watched, contexts):
+def test_odd_presentation_contexts_are_answered_and_leave_no_thread(watched, contexts):
+    threads, descriptors = watched.threads, watched.descriptors
     with Connection(watched.port) as connection:
-        connection.send([associate_rq(contexts), *message(1, ECHO_RQ), RELEASE_RQ])
+        if connection.associate(contexts=contexts) == 2:
+            connection.send([*message(1, ECHO_RQ), RELEASE_RQ])
 
-        assert connection.ending(seconds=PATIENCE) in ("status", "aborted", "rejected", "released", "closed")
+            assert connection.ending(seconds=PATIENCE) in ("status", "aborted", "rejected", "released", "closed")
+
+    watched.settle(threads=threads - SLACK, descriptors=descriptors)
+    assert ".defect" not in watched.node.log()
+
+
+def test_an_empty_last_fragment_in_a_pdu_of_its_own_ends_the_data_set(watched):
+    pieces = [pdv(STORE, 0, DATA[at : at + 100]) for at in range(0, len(DATA), 100)]
+    with Connection(watched.port) as connection:
+        connection.associate()
+        time.sleep(0.3)  # until then pynetdicom reads; the node's own reader is meant
+        connection.send([p_data(AS_COMMAND), *[p_data(piece) for piece in pieces]])
+        time.sleep(0.1)
+        connection.send([p_data(pdv(STORE, LAST, b""))])
+        connection.timeout = 3.0  # the kernel would let go after network_timeout, which is 4 s here
+
+        assert connection.statuses() == [0x0000]
 
 
 def mutated_message(chance: random.Random) -> list[bytes]:
