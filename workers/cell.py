@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 Answer = TypeVar("Answer")
 
-_STOP = 5.0  # seconds that a model may take to stop between two windows, before its process is ended
+_STOP = 2.0  # seconds that a model may take to stop between two windows, before its process is ended
 _TICK = 0.05  # seconds between two looks at a child's memory
 _LONGEST_LINE = 8 << 20  # bytes
 _LONGEST_WORDS = 400
@@ -244,17 +244,12 @@ class _Child:
         try:
             self._order({"stop": True})
             for message in self._messages():
-                if message.get("said") in ("stopped", "answer"):
+                if message.get("said") in ("stopped", "answer", "answers"):
                     return True
-                if (
-                    message.get("said") in ("not_applicable", "refused", "memory", "failed", None)
-                    and message is not _SILENCE
-                ):
-                    return False
-                if time.monotonic() > deadline:
-                    return False
+                if time.monotonic() > deadline or (message is not _SILENCE and message.get("said") != "progress"):
+                    break
         except ModelRefused:
-            return False
+            pass
         finally:
             _empty(self._work)
         return False
