@@ -125,6 +125,8 @@ def _fragments(pixels: bytes) -> int:
 
 def _coordinates(result: Dataset, known: Mapping[str, Dataset]) -> Iterator[str]:
     """Every point of a region must lie on its image (PS3.3 C.18.6)."""
+    if "ContentSequence" not in result:
+        return
     for item in _items(result):
         if item.get("ValueType") != "SCOORD":
             continue
@@ -184,7 +186,10 @@ def _on(image: Dataset, points: Sequence[float]) -> bool:
 
 def _items(dataset: Dataset) -> Iterator[Dataset]:
     """Yield every item of every sequence at any depth that speaks of objects the node must hold."""
-    for element in dataset:
+    for stored in list(dataset.elements()):  # as they were read: going over the dataset would parse every value
+        if stored.VR not in ("SQ", None):
+            continue
+        element = dataset[stored.tag]
         if element.VR == "SQ" and element.keyword not in _ELSEWHERE:
             for item in element.value:
                 yield item

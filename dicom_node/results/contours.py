@@ -19,7 +19,12 @@ def contours(mask: npt.NDArray[np.bool_]) -> list[Contour]:
     so the centre of every pixel is on its own side. The origin is the top-left corner of the top-left pixel
     (PS3.3 C.10.5.1.2). Pixels that touch at a corner only are outlined apart.
     """
-    edges = _edges(np.pad(mask.astype(bool), 1))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return []
+    top, left = int(rows[0]), int(columns[0])
+    inside = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    edges = _edges(np.pad(inside.astype(bool), 1), top, left)
     found = []
     while edges:
         corner, direction = next(iter(edges))
@@ -27,15 +32,18 @@ def contours(mask: npt.NDArray[np.bool_]) -> list[Contour]:
     return sorted(found, key=len, reverse=True)
 
 
-def _edges(padded: npt.NDArray[np.bool_]) -> dict[tuple[tuple[int, int], int], None]:
-    """Return every edge of the mask as (the corner it starts at, its direction), in the order of rows."""
+def _edges(padded: npt.NDArray[np.bool_], top: int, left: int) -> dict[tuple[tuple[int, int], int], None]:
+    """Return every edge of the mask as (the corner it starts at, its direction), in the order of rows.
+
+    `top` and `left` are where the mask, without its padding, lies in the image.
+    """
     inside = padded[1:-1, 1:-1]
     beyond = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])  # above, right, below, left
     starts = ((0, 0), (0, 1), (1, 1), (1, 0))  # the corner of the pixel where its edge to that side starts
     edges: dict[tuple[tuple[int, int], int], None] = {}
     for direction, (other, (down, right)) in enumerate(zip(beyond, starts, strict=True)):
         rows, columns = np.nonzero(inside & ~other)
-        for row, column in zip((rows + down).tolist(), (columns + right).tolist(), strict=True):
+        for row, column in zip((rows + down + top).tolist(), (columns + right + left).tolist(), strict=True):
             edges[(row, column), direction] = None
     return edges
 

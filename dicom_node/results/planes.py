@@ -16,12 +16,13 @@ import numpy.typing as npt
 from highdicom.spatial import get_normal_vector, get_volume_positions
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.uid import RLELossless
 from pydicom.valuerep import DS, format_number_as_ds
 
 from dicom_node.findings import Segment
 from dicom_node.results.packing import Rows, bits, rows_by_value, run_lengths
-from dicom_node.results.template import Template, sequence, text, uid
+from dicom_node.results.template import Template, leave_encoded, sequence, text, uid
 
 Labels = npt.NDArray[np.unsignedinteger]
 """Shape `(frames, rows, columns)`."""
@@ -104,10 +105,12 @@ def of_planes(planes: Planes, segments: Sequence[Segment], images: Sequence[Data
     made = Dataset()
     made.update(seeded)
     made.file_meta = seeded.file_meta
+    correct_ambiguous_vr(made, True)
     if made.SegmentationType == "LABELMAP":
         frames = [_Frame(plane, place) for place, plane in enumerate(used, start=1)]
         table = _table(labels, segments)
         made.PixelData = encapsulate([run_lengths(table[labels[frame.plane]]) for frame in frames])
+        made["PixelData"].VR = "OB"
         made.file_meta.TransferSyntaxUID = RLELossless
     else:
         frames = list(_frames(contents, segments, used))
@@ -180,6 +183,7 @@ def _refer(made: Dataset, images: Sequence[Dataset]) -> None:
     made["SourceImageSequence"] = sequence("SourceImageSequence", items)
     series = made.ReferencedSeriesSequence[0]
     series["ReferencedInstanceSequence"] = sequence("ReferencedInstanceSequence", items)
+    leave_encoded(series)
 
 
 def _say_spacing(made: Dataset, image: Dataset, positions: npt.NDArray[np.float64], one_a_place: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ from dicom_node.results.header import (
     on_frames,
 )
 from dicom_node.results.planes import Labels, Planes, compress, is_series_of_planes, of_planes
+from dicom_node.results.template import leave_encoded
 
 _SERIES_OFFSET = 0
 _SPLIT_SERIES_OFFSET = 100
@@ -70,7 +71,10 @@ def _encode_part(number: int, segments: Sequence[Segment], planes: Planes, work:
     _put_background_last(encoded)
     encoded.ContentCreatorName = None  # type 2: no person made it
     offset = _SERIES_OFFSET + min(layer, _LAYERS - 1) if is_whole_layer else _SPLIT_SERIES_OFFSET + number
-    return complete(encoded, headers, context, series_offset=offset)
+    complete(encoded, headers, context, series_offset=offset)
+    if not isinstance(encoded, hd.seg.Segmentation):
+        leave_encoded(encoded)
+    return encoded
 
 
 def _made(number: int, labels: Labels, images: Sequence[Dataset], segments: Sequence[Segment], work: Work) -> Dataset:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
 from pydicom import Dataset
+from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
@@ -49,6 +50,12 @@ def sequence(keyword: str, items: Iterable[bytes]) -> RawDataElement:
     """Return encoded items as an element that a dataset writes as it is, and parses where it is asked for."""
     value = b"".join(items)
     return RawDataElement(Tag(keyword), "SQ", len(value), value, 0, False, True)
+
+
+def leave_encoded(dataset: Dataset) -> None:
+    """Let a dataset be written without parsing its encoded sequences again; its VRs must all be certain by now."""
+    stated = dataset.get("SpecificCharacterSet")
+    dataset.set_original_encoding(False, True, convert_encodings(stated) if stated else default_encoding)
 
 
 def text(value: str, padding: bytes = b" ") -> bytes:

@@ -1,0 +1,114 @@
+"""From masks to the bytes of a segmentation: the node, and plain highdicom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from io import BytesIO
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
+
+from bench import cases
+from bench.measure import OURS, Figure, alternate, figure, processor_seconds
+from dicom_node.findings import Code, Findings, Segment
+from dicom_node.forms import Form
+from dicom_node.images import read_source
+from dicom_node.labelling import Context, ModelIdentity, derive_uid
+from dicom_node.results import encode_all
+from dicom_node.source import Source
+
+_QUICK = (40, 256)
+_HIGHDICOM = "highdicom"
+_SYNTAXES = {"BINARY": ExplicitVRLittleEndian, "LABELMAP": RLELossless}
+_KIND = Code("123037004", "SCT", "Anatomical Structure")
+_ORGAN = Code("39607008", "SCT", "Lung")
+
+
+def figures(*, rounds: int, quick: bool) -> list[Figure]:
+    """Return the processor time of segmentations of 5 and of 104 structures, as bits and as label maps."""
+    source = read_source(cases.chest_ct(*_QUICK) if quick else cases.chest_ct())
+    made = []
+    for count in (5,) if quick else (5, 104):
+        mask = _mask(count, (len(source.frames), int(source.datasets[0].Rows), int(source.datasets[0].Columns)))
+        made += [_measured(kind, count, mask, source, rounds) for kind in ("BINARY", "LABELMAP")]
+    return made
+
+
+def _measured(kind: str, count: int, mask: npt.NDArray[np.uint8], source: Source, rounds: int) -> Figure:
+    findings, context, form = _findings(mask, count), _context(), Form(kind)  # type: ignore[arg-type]
+
+    def ours() -> None:
+        for result in encode_all(["seg"], findings, source, context, [form]):
+            result.dataset.save_as(BytesIO(), enforce_file_format=True)
+
+    def theirs() -> None:
+        _by_highdicom(kind, count, mask, source)
+
+    runs = {OURS: lambda: processor_seconds(ours), _HIGHDICOM: lambda: processor_seconds(theirs)}
+    return figure(
+        alternate(runs, rounds),
+        f"encode: {kind} of {count} structures on {len(mask)} slices",
+        "s",
+        bars={_HIGHDICOM: 1.0},
+        note="processor time, from labels to the bytes of the file",
+    )
+
+
+def _mask(count: int, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Return ellipsoids of many sizes at places that are the same in every run; later ones hide earlier ones."""
+    chance = np.random.default_rng(0)
+    grid = np.ogrid[tuple(slice(size) for size in shape)]
+    mask = np.zeros(shape, np.uint8)
+    for value in range(1, count + 1):
+        centre = [chance.uniform(0.15, 0.85) * size for size in shape]
+        radii = [chance.uniform(0.03, 0.2) * size for size in shape]
+        mask[sum(((at - c) / r) ** 2 for at, c, r in zip(grid, centre, radii, strict=True)) < 1] = value
+    present = np.unique(mask)
+    missing = sorted(set(range(1, count + 1)) - set(present.tolist()))
+    mask[0, 0, : len(missing)] = missing  # wholly hidden: one pixel each
+    return mask
+
+
+def _findings(mask: npt.NDArray[np.uint8], count: int) -> Findings:
+    segments = tuple(
+        Segment(0, n, f"Organ {n}", _KIND, _ORGAN, (n * 2 % 256, 90, 70), f"organ {n}", derive_uid(f"organ {n}"))
+        for n in range(1, count + 1)
+    )
+    return Findings((mask,), segments)
+
+
+def _context() -> Context:
+    model = ModelIdentity("by_hand", "1.0.0", "By hand", "bench", digest="0" * 64)
+    return Context(model, input_digest="0" * 64, now=datetime.now(UTC))
+
+
+def _by_highdicom(kind: str, count: int, mask: npt.NDArray[np.uint8], source: Source) -> None:
+    hd.seg.Segmentation(
+        source_images=list(source.datasets),
+        pixel_array=mask,
+        segmentation_type=kind,
+        segment_descriptions=_descriptions(count),
+        series_instance_uid=generate_uid(),
+        series_number=100,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="bench",
+        manufacturer_model_name="bench",
+        software_versions="1",
+        device_serial_number="1",
+        transfer_syntax_uid=_SYNTAXES[kind],
+    ).save_as(BytesIO())
+
+
+def _descriptions(count: int) -> Sequence[hd.seg.SegmentDescription]:
+    algorithm = hd.AlgorithmIdentificationSequence("bench", codes.cid7162.ArtificialIntelligence, "1")
+    return [
+        hd.seg.SegmentDescription(
+            n, f"Organ {n}", codes.SCT.Organ, codes.SCT.Lung, "AUTOMATIC", algorithm, generate_uid(), f"organ {n}"
+        )
+        for n in range(1, count + 1)
+    ]

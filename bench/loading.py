@@ -1,0 +1,60 @@
+"""From the files of a series to its voxels: the node, a straight pydicom loop, and reading the bytes alone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import dcmread
+from pydicom.uid import RLELossless
+
+from bench import cases
+from bench.measure import OURS, Figure, alternate, figure, processor_seconds
+from workers.volume import load
+
+_QUICK = (40, 256)
+_PYDICOM, _READING = "pydicom loop", "reading the bytes"
+
+
+def figures(*, rounds: int, quick: bool) -> list[Figure]:
+    """Return the processor time of loading 300 slices of 512 x 512, uncompressed and run-length encoded."""
+    files = cases.chest_ct(*_QUICK) if quick else cases.chest_ct()
+    with tempfile.TemporaryDirectory() as folder:
+        compressed = _compressed(files[: len(files) // 4], Path(folder))
+        return [
+            _measured(f"load: {len(files)} slices, uncompressed", files, rounds, {_PYDICOM: 1.0}),
+            _measured(f"load: {len(compressed)} slices, RLE", compressed, rounds, {}),
+        ]
+
+
+def _measured(name: str, files: Sequence[Path], rounds: int, bars: Mapping[str, float]) -> Figure:
+    measured = alternate(
+        {
+            OURS: lambda: processor_seconds(lambda: load(files)),
+            _PYDICOM: lambda: processor_seconds(lambda: _by_pydicom(files)),
+            _READING: lambda: processor_seconds(lambda: [path.read_bytes() for path in files]),
+        },
+        rounds,
+    )
+    note = "processor time; reading is into fresh memory that is let go at once, the others keep a volume"
+    return figure(measured, name, "s", bars=bars, note=note)
+
+
+def _by_pydicom(files: Sequence[Path]) -> npt.NDArray[np.float32]:
+    """Return what a short script makes of a CT series: sorted, rescaled, stacked."""
+    images = sorted((dcmread(path) for path in files), key=lambda each: float(each.ImagePositionPatient[2]))
+    scaled = [each.pixel_array * np.float32(each.RescaleSlope) + np.float32(each.RescaleIntercept) for each in images]
+    return np.stack(scaled)
+
+
+def _compressed(files: Sequence[Path], folder: Path) -> list[Path]:
+    made = []
+    for path in files:
+        image = dcmread(path)
+        image.compress(RLELossless, generate_instance_uid=False)
+        made.append(folder / path.name)
+        image.save_as(made[-1])
+    return made
