@@ -129,7 +129,7 @@ class Node:
 
     def _delete_unrecorded(self) -> None:
         inspection = Inspection(self.ledger, self._settings.node.storage, grace=_DAY)
-        number = 0
+        number = self._spool.sweep_incoming(older_than=_DAY)
         for path in inspection.unrecorded_results():
             path.unlink(missing_ok=True)
             number += 1

@@ -302,7 +302,9 @@ class Recorder:
 
     def _record_end(self, ended: Ended) -> None:
         identity = ended.identity
-        self._ledger.arrivals.association_ended(identity.association_id, released=ended.released, now=ended.at)
+        # who was refused something comes again: that the rest has no gap is no evidence then
+        is_whole = ended.released and not ended.refused
+        self._ledger.arrivals.association_ended(identity.association_id, released=is_whole, now=ended.at)
         brought = self._brought.pop(identity.association_id, Brought())
         self._on_end(identity, brought.transfers, is_released=ended.released)
         outcomes = {str(outcome): number for outcome, number in brought.outcomes.items()}

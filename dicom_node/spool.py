@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from dicom_node.disk import Bytes, availability, sync_folder, write_all
@@ -143,13 +145,19 @@ class Spool:
         """Forget which folders are there: some have been moved away."""
         self._known.clear()
 
-    def sweep_incoming(self) -> int:
-        """Delete temporary files that an earlier life of the node left; return how many."""
+    def sweep_incoming(self, *, older_than: float = 0.0) -> int:
+        """Delete temporary files that nobody writes any more, `older_than` seconds; return how many.
+
+        At the start of the node all are such; later, those of workers that were killed are.
+        """
+        before, swept = time.time() - older_than, 0
         with availability():
-            leftovers = [*self._incoming.iterdir(), *self.inbox.unfinished()]
-            for path in leftovers:
-                path.unlink(missing_ok=True)
-        return len(leftovers)
+            for path in [*self._incoming.iterdir(), *self.inbox.unfinished()]:
+                with suppress(FileNotFoundError):
+                    if not older_than or path.stat().st_mtime < before:
+                        path.unlink()
+                        swept += 1
+        return swept
 
     def _write(self, path: Path, content: Bytes) -> None:
         temporary = self._incoming / uuid.uuid4().hex

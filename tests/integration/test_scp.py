@@ -327,6 +327,18 @@ def test_a_release_ends_the_hold_and_is_evidence(receiver, eventually):
     assert the_series(node).released
 
 
+def test_a_release_after_a_refusal_is_no_evidence(receiver, eventually):
+    node = receiver()
+    association = node.associate((CT, EXPLICIT))
+    send(association, ct(1))
+    assert send_bytes(association, b"garbage", sop_instance=uid("study", "series", 2)).Status != 0x0000
+
+    association.release()
+
+    eventually(lambda: not the_series(node).held_open)
+    assert not the_series(node).released
+
+
 def test_an_abort_ends_the_hold_and_is_no_evidence(receiver, eventually):
     node = receiver()
     association = node.associate((CT, EXPLICIT))

@@ -196,6 +196,16 @@ def test_leftovers_of_an_earlier_life_are_swept_and_only_those(spool):
     assert not list((spool.storage / "incoming").iterdir())
 
 
+def test_what_a_killed_worker_left_goes_once_it_is_old(spool):
+    young, old = spool.storage / "incoming" / "young", spool.storage / "incoming" / "old"
+    young.write_bytes(b"half")
+    old.write_bytes(b"half")
+    os.utime(old, (1.0, 1.0))
+
+    assert spool.sweep_incoming(older_than=3600) == 1
+    assert list((spool.storage / "incoming").iterdir()) == [young]
+
+
 def test_a_folder_that_was_deleted_from_outside_is_made_again(spool):
     settle(spool, header(1))
     shutil.rmtree(spool.storage / "studies")
