@@ -81,6 +81,7 @@ class Node:
     def start(self) -> int:
         """Make good what an earlier life left, start the children, listen; return the port."""
         self._spool.own()
+        self.ledger.home.bind(own_secret(self._settings.node.storage, "storage.id"))
         leftovers = self._spool.sweep_incoming()
         if leftovers:
             log.info("spool.swept", temporary_files=leftovers)

@@ -8,6 +8,7 @@ from dicom_node.ledger.database import open_database
 from dicom_node.ledger.departures import Departures
 from dicom_node.ledger.figures import Figures
 from dicom_node.ledger.history import History
+from dicom_node.ledger.home import Home
 from dicom_node.ledger.inventory import Inventory
 from dicom_node.ledger.jobs import Jobs
 from dicom_node.ledger.moments import Moments
@@ -26,6 +27,7 @@ class Ledger:
         self.queue = Queue(self._database)
         self.commitments = Commitments(self._database)
         self.departures = Departures(self._database)
+        self.home = Home(self._database)
         self.inventory = Inventory(self._database)
         self.figures = Figures(self._database)
         self.history = History(self._database)

@@ -194,3 +194,11 @@ event = Table(
     Column("job_id", _Identity, index=True),
     Column("fields", JSON, nullable=False),
 )
+
+home = Table(
+    "home",
+    metadata,
+    # one row: which storage folder the paths of this ledger are in
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("storage_id", String(64), nullable=False),
+)
