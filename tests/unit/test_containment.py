@@ -272,8 +272,8 @@ def test_it_sees_no_descriptor_and_no_variable_of_the_worker(tmp_path, write_mod
             {"memory": 700},
             "limits.memory_megabytes = 700",
         ),
-        ("while True: pass", {"seconds": 4}, "limits.seconds = 4"),
-        ("import os, signal\n    os.kill(os.getpid(), signal.SIGSTOP)", {"seconds": 4}, "limits.seconds = 4"),
+        ("while True: pass", {"seconds": 10}, "limits.seconds = 10"),
+        ("import os, signal\n    os.kill(os.getpid(), signal.SIGSTOP)", {"seconds": 10}, "limits.seconds = 10"),
         ("import ctypes\n    ctypes.string_at(0)", {}, "died .signal 11"),
         ("import os\n    os._exit(3)", {}, "died .status 3"),
         (
@@ -332,7 +332,7 @@ def test_a_model_that_is_not_wanted_any_more_is_ended_while_it_works(write_model
     with pytest.raises(Cancelled):
         bundle.model(made_grid(), cancel)
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # its own limit is 60
     assert not Path(f"/proc/{pid}").exists()
 
 
