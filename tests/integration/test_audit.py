@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from dicom_node.audit import Audit, messages, syslog
 from dicom_node.audit.messages import EVENTS
 from dicom_node.cli import app
+from dicom_node.cli.console import console
 from dicom_node.config import AuditTable, Peer, load, parse
 from dicom_node.entities import AssociationIdentity
 from dicom_node.errors import LedgerUnavailable, PeerBusy, SettingsError
@@ -257,14 +258,15 @@ def test_without_a_collector_there_are_lines_and_no_files(ledger, tmp_path):
     assert not (tmp_path / "storage" / "audit").exists()
 
 
-def test_the_command_shows_the_trail_and_that_it_was_looked_at_is_in_it(pki, tmp_path):
+def test_the_command_shows_the_trail_and_that_it_was_looked_at_is_in_it(pki, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "_width", 200)
     (tmp_path / "node.toml").write_text('[node]\nstorage = "storage"\n' + settings(pki, 1))
     loaded = load(tmp_path / "node.toml")
     ledger = Ledger(loaded.ledger_url, migrate=True)
     Audit(loaded, ledger).deleted("1.2.3", {CT: 2}, reason="older than 30 days")
     command = ["audit", "--settings", str(tmp_path / "node.toml")]
 
-    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(app, command)
     told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     ledger.close()
 
