@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dicom_node.cli import app
+from dicom_node.cli.console import console
 from dicom_node.inspection import Inspection
 from dicom_node.ledger.jobs import StoredResult
 from dicom_node.routing import Order
@@ -218,10 +219,11 @@ def test_a_node_that_receives_meanwhile_is_found_sound(node):
     assert sent
 
 
-def test_the_table_says_what_to_do(node):
+def test_the_table_says_what_to_do(node, monkeypatch):
+    monkeypatch.setattr(console, "_width", 200)
     (node.spool.storage / path_of(node, 1)).unlink()
 
-    ran = CliRunner().invoke(app, ["verify", "-s", str(node.settings_path)], env={"COLUMNS": "200"})
+    ran = CliRunner().invoke(app, ["verify", "-s", str(node.settings_path)])
 
     assert ran.exit_code == 1
     assert "restore it from a backup" in ran.stdout
