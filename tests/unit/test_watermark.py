@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -143,8 +144,7 @@ def test_threads_that_come_at_once_are_all_counted():
 
 def test_a_folder_that_is_gone_is_unavailable_not_a_defect(tmp_path):
     spool = Spool(tmp_path / "storage", minimum_free=1)
-    (tmp_path / "storage" / "incoming").rmdir()
-    (tmp_path / "storage").rmdir()
+    shutil.rmtree(tmp_path / "storage")
 
     with pytest.raises(Unavailable):
         spool.require_room()
