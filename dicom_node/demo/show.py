@@ -161,7 +161,7 @@ def _push(files: Sequence[Path], peer: Peer) -> None:
         task = progress.add_task("C-STORE to the node", total=len(parcels))
         deliver(parcels, peer, ae_title="SCANNER", timing=DeliveryTable(), sent=lambda *_: progress.advance(task))
     seconds = time.monotonic() - started
-    console.print(f"  {len(parcels)} instances acknowledged in {seconds:.1f} s: each is on disk and in the ledger")
+    console.print(f"  {len(parcels)} instances acknowledged in {seconds:.1f} s: each is on stable storage")
 
 
 def _follow(ledger: Ledger) -> None:
@@ -179,7 +179,7 @@ def _follow(ledger: Ledger) -> None:
                 _advance(progress, tasks, job)
             if jobs and all(job["state"] in _ENDED for job in jobs) and not ledger.arrivals.open_series():
                 return
-            if not jobs and not ledger.arrivals.open_series() and seen:
+            if not jobs and not ledger.arrivals.open_series() and ledger.history.recent_series(limit=1):
                 return
             time.sleep(0.2)
     raise NodeError(f"the jobs did not end within {_WORK_TIMEOUT:.0f} s")
