@@ -16,6 +16,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=3600, cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_short_plan_loses_misses_and_doubles_nothing():
     done = run("--minutes", "0.5", "--seed", "7", "--calm", "3", "--scanners", "2")
