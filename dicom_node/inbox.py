@@ -51,10 +51,6 @@ class Inbox:
         """Return what an earlier life left where files must have names."""
         return list(self.folder.glob(f"*{_UNFINISHED}"))
 
-    def close(self) -> None:
-        """Close the folder."""
-        os.close(self._descriptor)
-
 
 class Arriving:
     """One file while it is being received: no name, no trace if anything fails."""

@@ -185,11 +185,6 @@ class Recorder:
             self.drain()
         return reached.wait(timeout)
 
-    @property
-    def backlog(self) -> int:
-        """Return how much waits to be recorded."""
-        return self._queue.qsize()
-
     # -- recorded -------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
