@@ -158,7 +158,8 @@ def kind(root: etree._Element) -> tuple[str, str]:
 
 def waiting(folder: Path) -> list[etree._Element]:
     """What lies in the spool."""
-    return [content(path.read_bytes()) for path in sorted((folder / "storage" / "audit").glob("[0-9]*"))]
+    kept = [path for path in (folder / "storage" / "audit").glob("[0-9]*") if not path.suffix]
+    return [content(path.read_bytes()) for path in sorted(kept)]
 
 
 @pytest.fixture

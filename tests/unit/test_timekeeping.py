@@ -6,9 +6,9 @@ import pytest
 
 from dicom_node.config import parse
 from dicom_node.ledger import Ledger
-from dicom_node.lifecycle import Happening, Kind
+from dicom_node.lifecycle import Happening
 from dicom_node.timekeeping import Timekeeping
-from tests.unit.test_ledger import claim, inference, names, receive
+from tests.unit.test_ledger import claim, due, inference, names, receive
 
 NOON = 1_800_000_000.0
 HOUR = 3600.0
@@ -34,7 +34,7 @@ def test_a_job_that_waits_is_due_at_once_when_the_clock_goes_back_an_hour(ledger
 
     assert keeping.tick(now=NOON - HOUR, monotonic=101.0)
 
-    assert ledger.jobs.due(Kind.INFER, now=NOON - HOUR, hint_again=10.0, limit=9) == [number]
+    assert due(ledger, now=NOON - HOUR) == [number]
     assert claim(ledger, number, now=NOON - HOUR) is not None
 
 
