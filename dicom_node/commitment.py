@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 from pydicom import Dataset
+
+from dicom_node.elements import Bytes, NotUnderstood, Place, items, scan
 
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
 """Storage Commitment Push Model SOP Class."""
@@ -19,7 +21,9 @@ SOME_FAILED = 2
 MAXIMUM_REFERENCES = 100_000
 """Instances in one request; a study of more is asked about in parts."""
 _LONGEST_UID = 64
-_LARGEST_REASON = 0xFFFF
+_TAGS = {"TransactionUID": 0x00081195, "FailedSOPSequence": 0x00081198, "ReferencedSOPSequence": 0x00081199}
+_SOP_CLASS, _SOP_INSTANCE, _FAILURE_REASON = 0x00081150, 0x00081155, 0x00081197
+_OF_AN_ITEM = frozenset({_SOP_CLASS, _SOP_INSTANCE, _FAILURE_REASON})
 _OF_UIDS = frozenset("0123456789.")
 
 
@@ -115,26 +119,21 @@ def report_dataset(report: Report) -> Dataset:
     return dataset
 
 
-def read_request(dataset: Dataset) -> Request:
-    """Read the Action Information of an N-ACTION; raise Malformed where it names nothing."""
-    references = tuple(dict.fromkeys(_references(dataset, "ReferencedSOPSequence", 0x00081199)))
+def read_request(data: bytes, *, is_implicit: bool) -> Request:
+    """Read the Action Information of an N-ACTION as it is encoded; raise Malformed where it names nothing."""
+    values = _values(data, is_implicit)
+    references = tuple(dict.fromkeys(reference for reference, _ in values.references("ReferencedSOPSequence")))
     if not references:
-        raise Malformed("ReferencedSOPSequence is missing or empty", 0x00081199)
-    if len(references) > MAXIMUM_REFERENCES:
-        raise Malformed(f"More than {MAXIMUM_REFERENCES} instances in one request", 0x00081199)
-    return Request(_transaction_uid(dataset), references)
+        raise Malformed("ReferencedSOPSequence is missing or empty", _TAGS["ReferencedSOPSequence"])
+    return Request(values.transaction_uid, references)
 
 
-def read_report(dataset: Dataset) -> Report:
+def read_report(data: bytes, *, is_implicit: bool) -> Report:
     """Read the Event Information of an N-EVENT-REPORT; raise Malformed where it has no Transaction UID."""
-    failed = {
-        reference: _reason(item)
-        for reference, item in zip(
-            _references(dataset, "FailedSOPSequence", 0x00081198), dataset.get("FailedSOPSequence") or (), strict=True
-        )
-    }
-    committed = tuple(_references(dataset, "ReferencedSOPSequence", 0x00081199))
-    return Report(_transaction_uid(dataset), tuple(each for each in committed if each not in failed), failed)
+    values = _values(data, is_implicit)
+    failed = dict(values.references("FailedSOPSequence"))
+    committed = dict.fromkeys(reference for reference, _ in values.references("ReferencedSOPSequence"))
+    return Report(values.transaction_uid, tuple(each for each in committed if each not in failed), failed)
 
 
 def judge(reference: Reference, sop_class_uid: str | None, *, is_intact: bool) -> FailureReason | None:
@@ -169,18 +168,52 @@ def _item(reference: Reference, failure_reason: int | None = None) -> Dataset:
     return item
 
 
-def _references(dataset: Dataset, keyword: str, tag: int) -> Iterable[Reference]:
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """The elements of a request or report, where they lie in its bytes: pydicom would make objects of every item."""
+
+    data: memoryview
+    is_implicit: bool
+    places: Mapping[int, Place]
+
+    @property
+    def transaction_uid(self) -> str:
+        tag = _TAGS["TransactionUID"]
+        text = _text(self.data, self.places.get(tag))
+        if not _is_uid(text):
+            raise Malformed("TransactionUID is missing or malformed", tag)
+        return text
+
+    def references(self, keyword: str) -> Iterator[tuple[Reference, int]]:
+        """Yield the instances that a sequence names, each with its Failure Reason."""
+        tag = _TAGS[keyword]
+        place = self.places.get(tag)
+        is_implicit = self.is_implicit or (place is not None and place.vr == "UN")  # PS3.5 Section 6.2.2
+        try:
+            for number, item in enumerate(items(self.data, place, is_implicit) if place else ()):
+                if number >= MAXIMUM_REFERENCES:
+                    raise Malformed(f"More than {MAXIMUM_REFERENCES} instances in {keyword}", tag)
+                found = scan(item, is_implicit, _OF_AN_ITEM)
+                named = Reference(_text(item, found.get(_SOP_CLASS)), _text(item, found.get(_SOP_INSTANCE)))
+                if not _is_uid(named.sop_class_uid) or not _is_uid(named.sop_instance_uid):
+                    raise Malformed(f"An item of {keyword} names no instance by UIDs", tag)
+                yield named, _reason(item, found.get(_FAILURE_REASON))
+        except NotUnderstood as error:
+            raise Malformed(f"{keyword} cannot be parsed", tag) from error
+
+
+def _values(data: bytes, is_implicit: bool) -> _Values:
+    view = memoryview(data)
     try:
-        named = [
-            Reference(str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
-            for item in dataset.get(keyword) or ()
-        ]
-    except Exception as error:
-        # pydicom answers garbage with whatever exception comes first
-        raise Malformed(f"An item of {keyword} names no instance", tag) from error
-    if not all(_is_uid(uid) for each in named for uid in (each.sop_class_uid, each.sop_instance_uid)):
-        raise Malformed(f"An item of {keyword} has something else than UIDs", tag)
-    return named
+        return _Values(view, is_implicit, scan(view, is_implicit, frozenset(_TAGS.values())))
+    except NotUnderstood as error:
+        raise Malformed("The data set cannot be parsed", _TAGS["TransactionUID"]) from error
+
+
+def _text(view: Bytes, place: Place | None) -> str:
+    if place is None or place.length > 2 * _LONGEST_UID:
+        return ""
+    return bytes(view[place.offset : place.offset + place.length]).decode("ascii", "replace").strip("\x00 ")
 
 
 def _is_uid(text: str) -> bool:
@@ -188,17 +221,7 @@ def _is_uid(text: str) -> bool:
     return 0 < len(text) <= _LONGEST_UID and set(text) <= _OF_UIDS
 
 
-def _transaction_uid(dataset: Dataset) -> str:
-    text = str(dataset.get("TransactionUID") or "").strip("\x00 ")
-    if not _is_uid(text):
-        raise Malformed("TransactionUID is missing or malformed", 0x00081195)
-    return text
-
-
-def _reason(item: Dataset) -> int:
-    try:
-        reason = int(item.FailureReason)
-    except Exception:
-        # absent, or of no kind at all: pydicom converts on access, with an exception of its own for each
+def _reason(view: Bytes, place: Place | None) -> int:
+    if place is None or place.length != 2 or place.vr not in ("", "US"):
         return FailureReason.PROCESSING_FAILURE
-    return reason if 0 <= reason <= _LARGEST_REASON else FailureReason.PROCESSING_FAILURE
+    return int.from_bytes(view[place.offset : place.offset + 2], "little")

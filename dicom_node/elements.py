@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ _HEADS: Mapping[bytes, int] = {
     **{vr.encode(): 12 for vr in _LONG},
 }
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_MOST_ELEMENTS = 1_000_000  # at the top level; an image has some hundred
+_MOST_INSIDE = 10_000_000  # items and elements in one sequence of undefined length; 20,000 frames have a third of it
+_DEEPEST = 200_000  # sequences and items that are open at once
 _DELIMITERS = 0xFFFE  # their group
 
 _implicit_head = struct.Struct("<HHL").unpack_from
@@ -53,7 +56,8 @@ def scan(
 
     Raises:
         CutOff: an element before the end of the scan is not all there.
-        NotUnderstood: tags do not ascend, a VR does not exist, or an item is where none can be.
+        NotUnderstood: tags do not ascend, a VR does not exist, an item is where none can be, or there is more of
+            everything than an object can mean.
     """
     found: dict[int, Place] = {}
     last, before, at, end = max(wanted, default=-1), -1, 0, len(view)
@@ -61,7 +65,9 @@ def scan(
         raise NotUnderstood("the data set has VRs, and is said to have none")
     heads, long_length = _HEADS, _long_length  # every name is looked up some hundred times in each instance
     try:
-        while at < end:
+        for _ in range(_MOST_ELEMENTS):
+            if at >= end:
+                break
             if is_implicit:
                 group, element, length = _implicit_head(view, at)
                 vr, at = b"", at + 8
@@ -92,11 +98,36 @@ def scan(
                 raise CutOff("the data set is cut off")
             if tag in wanted:
                 found[tag] = Place(vr.decode(), start, length)
+        else:
+            raise NotUnderstood("a data set with so many elements is no object")
     except struct.error:
         raise CutOff("the data set is cut off") from None
     if not is_whole:
         raise CutOff("the data set goes on")
     return found
+
+
+def items(view: Bytes, place: Place, is_implicit: bool) -> Iterator[Bytes]:
+    """Yield the bytes of each item of the sequence at a place that `scan` has found; raise NotUnderstood as it does."""
+    if place.vr not in ("", "SQ", "UN"):
+        raise NotUnderstood(f"an element of VR {place.vr} has no items")
+    contents = _contents(place.vr.encode() or b"SQ", is_implicit)
+    at, end = place.offset, min(place.offset + place.length, len(view))
+    try:
+        while at < end:
+            tag, _, length, start = _head(view, at, True)
+            if tag != _ITEM:
+                raise NotUnderstood("a sequence has something else than items")
+            if length == UNDEFINED_LENGTH:
+                at = _after(view, start, [(False, contents)])
+                length = at - start - 8
+            else:
+                at = start + length
+            if at > end:
+                raise CutOff("a sequence is cut off")
+            yield view[start : start + length]
+    except struct.error:
+        raise CutOff("a sequence is cut off") from None
 
 
 def _head(view: Bytes, at: int, is_implicit: bool) -> tuple[int, bytes, int, int]:
@@ -134,12 +165,18 @@ def _contents(vr: bytes, is_implicit: bool) -> _Contents:
 
 
 def _after_items(view: Bytes, at: int, vr: bytes, is_implicit: bool) -> int:
-    """Return where a value of undefined length ends, its delimitation item included.
+    """Return where a value of undefined length ends, its delimitation item included."""
+    return _after(view, at, [(True, _contents(vr, is_implicit))])
+
+
+def _after(view: Bytes, at: int, opened: list[tuple[bool, _Contents]]) -> int:
+    """Return where the last of the sequences, and items in them, that are open is closed.
 
     What is open is in a list, not in calls: however deep they are, sequences cost no more than their bytes.
     """
-    opened = [(True, _contents(vr, is_implicit))]  # sequences, and items in them
-    while opened:
+    for _ in range(_MOST_INSIDE):
+        if not opened or len(opened) > _DEEPEST:
+            break
         is_sequence, contents = opened[-1]
         if is_sequence or view[at : at + 2] == b"\xfe\xff":
             tag, _, length, at = _head(view, at, True)
@@ -158,6 +195,8 @@ def _after_items(view: Bytes, at: int, vr: bytes, is_implicit: bool) -> int:
             opened.append(inside)
         else:
             at += length
+    if opened:
+        raise NotUnderstood("a sequence with so much in it is none of an object")
     if at > len(view):
         raise CutOff("a sequence is cut off")
     return at

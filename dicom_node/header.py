@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from dicom_node.elements import UNDEFINED_LENGTH, NotUnderstood, Place, scan
+from dicom_node.elements import UNDEFINED_LENGTH, Bytes, NotUnderstood, Place, scan
 from dicom_node.entities import Header, SlicePlace
 from dicom_node.errors import InvalidInstance
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME
+from dicom_node.rations import Rationed
 from dicom_node.services import Status
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
@@ -24,6 +26,10 @@ _LENIENT_UID = re.compile(r"[0-9][0-9.]{0,63}")
 _DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})  # JPIP
 _LARGEST_INTEGER = 2**31 - 1  # what a column of the ledger holds
 _MAXIMUM_INFLATED = 64 * 1024 * 1024  # bytes of a deflated dataset that are looked at
+_LONGEST_VALUE = 1024  # bytes of a value that is wanted; what is longer is none of them
+_PARSED_ITEMS, _PARSED_BYTES = 50_000, 1 << 26  # what pydicom may make objects of, and read
+_making = threading.RLock()  # whatever many senders send, objects and inflated bytes are those of one data set
+_PIECE = 1 << 20
 _PIXEL_DATA_GROUP = 0x7FE00000
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _MODALITY, _MANUFACTURER_MODEL_NAME = 0x00080016, 0x00080018, 0x00080060, 0x00081090
 _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
@@ -45,6 +51,7 @@ _TAGS = [
     _NUMBER_OF_SLICES,
 ]
 _WANTED = frozenset({*_TAGS, *range(_PIXEL_DATA_GROUP, 0x7FE00011)})
+_PARSED = frozenset({*_TAGS, 0x00080005})  # pydicom reads Specific Character Set in any case
 _KEYWORDS = {
     _SOP_CLASS_UID: "SOPClassUID",
     _SOP_INSTANCE_UID: "SOPInstanceUID",
@@ -55,7 +62,7 @@ Values = Mapping[int, bytes]
 """The values of elements, by tag, as they are encoded; `_NUMBER_OF_SLICES` little-endian, the rest is text."""
 
 
-def read_header(data: bytes | memoryview, transfer_syntax_uid: str) -> Header:
+def read_header(data: Bytes, transfer_syntax_uid: str) -> Header:
     """Read the dataset `data` (no file meta information) as far as its pixel data.
 
     Raises:
@@ -65,7 +72,7 @@ def read_header(data: bytes | memoryview, transfer_syntax_uid: str) -> Header:
     return _header(_read(data, transfer_syntax_uid))
 
 
-def read_beginning(data: bytes | memoryview, transfer_syntax_uid: str) -> tuple[Header, int] | None:
+def read_beginning(data: Bytes, transfer_syntax_uid: str) -> tuple[Header, int] | None:
     """Read what stands before the pixel data in the beginning of a dataset; return it, and how long the whole must be.
 
     None where the beginning does not say: `read_header` of the whole does. Raises InvalidInstance as that does.
@@ -104,11 +111,15 @@ def is_valid_uid(text: str) -> bool:
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
-def _read(data: bytes | memoryview, transfer_syntax_uid: str) -> Values:
+def _read(data: Bytes, transfer_syntax_uid: str) -> Values:
     """Return the values of the elements that are wanted; raise InvalidInstance where the data is cut off."""
-    is_whole = True
     if transfer_syntax_uid in _DEFLATED:
-        data, is_whole = _inflated(data)
+        with _making:
+            return _understood(*_inflated(data), transfer_syntax_uid)
+    return _understood(data, True, transfer_syntax_uid)
+
+
+def _understood(data: Bytes, is_whole: bool, transfer_syntax_uid: str) -> Values:
     if transfer_syntax_uid != ExplicitVRBigEndian:
         try:
             return _scanned(data, transfer_syntax_uid == ImplicitVRLittleEndian, is_whole)
@@ -117,7 +128,7 @@ def _read(data: bytes | memoryview, transfer_syntax_uid: str) -> Values:
     return _parsed(data, transfer_syntax_uid, is_whole)
 
 
-def _scanned(data: bytes | memoryview, is_implicit: bool, is_whole: bool) -> Values:
+def _scanned(data: Bytes, is_implicit: bool, is_whole: bool) -> Values:
     places = scan(data, is_implicit, _WANTED, _PIXEL_DATA_GROUP, is_whole=is_whole)
     for tag, (_, offset, length) in places.items():
         if tag >= _PIXEL_DATA_GROUP and length != UNDEFINED_LENGTH and is_whole and offset + length > len(data):
@@ -125,15 +136,15 @@ def _scanned(data: bytes | memoryview, is_implicit: bool, is_whole: bool) -> Val
     return _values(data, places)
 
 
-def _values(data: bytes | memoryview, places: Mapping[int, Place]) -> Values:
+def _values(data: Bytes, places: Mapping[int, Place]) -> Values:
     return {
-        tag: bytes(data[offset : offset + length])
+        tag: bytes(data[offset : offset + min(length, _LONGEST_VALUE)])
         for tag, (_, offset, length) in places.items()
         if tag < _PIXEL_DATA_GROUP
     }
 
 
-def _parsed(data: bytes | memoryview, transfer_syntax_uid: str, is_whole: bool) -> Values:
+def _parsed(data: Bytes, transfer_syntax_uid: str, is_whole: bool) -> Values:
     """Read with pydicom: big endian, and whatever is a little broken."""
     stream = _Stream(data)
     is_implicit = transfer_syntax_uid == ImplicitVRLittleEndian
@@ -147,22 +158,26 @@ def _parsed(data: bytes | memoryview, transfer_syntax_uid: str, is_whole: bool) 
         claimed.append(0 if length == UNDEFINED_LENGTH else length)
         return True
 
+    rationed = Rationed(cast(BinaryIO, stream), items=_PARSED_ITEMS, size=_PARSED_BYTES)
     try:
-        dataset = read_dataset(
-            stream,  # type: ignore[arg-type]
-            is_implicit_VR=is_implicit,
-            is_little_endian=is_little_endian,
-            stop_when=at_pixel_data,
-            specific_tags=_TAGS,
-        )
-        elements = [dataset.get_item(tag) for tag in dataset.keys()]  # noqa: SIM118 - itself it gives values
+        with _making:
+            dataset = read_dataset(
+                cast(BinaryIO, rationed),
+                is_implicit_VR=is_implicit,
+                is_little_endian=is_little_endian,
+                stop_when=at_pixel_data,
+                specific_tags=_TAGS,
+            )
+            elements = [dataset.get_item(tag) for tag in dataset.keys() if tag in _PARSED]  # noqa: SIM118 - itself it gives values
+            del dataset  # and the sequences in it, while nobody else makes any
+        rationed.require_not_exceeded()  # pydicom takes what comes up in a sequence for its end
     except Exception as error:
         # pydicom answers garbage with whatever exception comes first: to us they all mean the same
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set cannot be parsed") from error
     if is_whole and (stream.tell() + sum(claimed) > len(data) or any(map(_is_short, elements))):
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
     values = {
-        int(element.tag): element.value or b""
+        int(element.tag): (element.value or b"")[:_LONGEST_VALUE]
         for element in elements
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes | None)
     }
@@ -174,7 +189,7 @@ def _parsed(data: bytes | memoryview, transfer_syntax_uid: str, is_whole: bool) 
 class _Stream:
     """What pydicom reads from: bytes that are not copied."""
 
-    def __init__(self, data: bytes | memoryview) -> None:
+    def __init__(self, data: Bytes) -> None:
         self._data = data
         self._at = 0
 
@@ -199,16 +214,17 @@ def _is_short(element: Any) -> bool:
     return element.length > len(element.value or b"")
 
 
-def _inflated(data: bytes | memoryview) -> tuple[bytes, bool]:
+def _inflated(data: Bytes) -> tuple[bytearray, bool]:
     """Return the beginning of a deflated dataset, and whether that is all of it."""
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflate, inflated = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
     try:
-        inflated = inflate.decompress(data, _MAXIMUM_INFLATED)
+        for at in range(0, len(data), _PIECE):  # in pieces: zlib copies what it has not come to
+            inflated += inflate.decompress(data[at : at + _PIECE], _MAXIMUM_INFLATED - len(inflated))
+            if inflate.eof or len(inflated) >= _MAXIMUM_INFLATED:
+                return inflated, inflate.eof
     except zlib.error as error:
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The deflated data set cannot be inflated") from error
-    if not inflate.eof and len(inflated) < _MAXIMUM_INFLATED:
-        raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
-    return inflated, inflate.eof
+    raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
 
 
 def _text(values: Values, tag: int) -> str:

@@ -17,6 +17,7 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from dicom_node.collecting import Room
 from dicom_node.reactors import Reactor
 from dicom_node.wire import GuardedMessages, GuardedProvider, Limits, Store, close
 
@@ -71,7 +72,7 @@ class GuardedHandler(RequestHandler):
         association.dul = provider
         association.acse_timeout, association.network_timeout = entity.acse_timeout, entity.network_timeout
         provider.connect(self.request, server.limits, server.store)
-        association.dimse = GuardedMessages(association, server.limits)
+        association.dimse = GuardedMessages(association, server.room)
         association.acceptor.maximum_length = entity.maximum_pdu_size
         association.acceptor.ae_title = server.ae_title
         association.acceptor.address_info = self.local
@@ -109,6 +110,7 @@ class GuardedServer(ThreadedAssociationServer):
         """Take what pynetdicom's own server takes, `limits`, and `store`, which says who takes a C-STORE request."""
         self.limits = limits
         self.store = store
+        self.room = Room()
         self.tls: Callable[[], ssl.SSLContext | None] | None = None
         self.on_failed_handshake: Callable[[str, str], None] = lambda address, reason: None
         self._connections: dict[socket.socket, tuple[str, Association | None]] = {}

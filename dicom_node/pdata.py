@@ -1,7 +1,7 @@
 """C-STORE requests straight from the connection to whoever takes them: PDUs are parsed in place, nothing is collected.
 
-One message is looked at, at its beginning. Where it is a C-STORE request as PS3.7 Section 9.3.1 has it, its data set is
-read into one buffer that is used again and again, and its response is sent at once. Everything else goes on to
+A message is looked at as far as its command. Where that is a C-STORE request as PS3.7 Section 9.3.1 has it, the data
+set is read into one buffer that is used again and again, and the response is sent at once. Everything else goes on to
 pynetdicom untouched, byte for byte.
 """
 
@@ -21,7 +21,7 @@ from dicom_node.services import Answer
 _P_DATA_TF = 0x04
 _COMMAND, _LAST = 0x01, 0x02  # message control header (PS3.8 Annex E.2)
 _C_STORE_RQ, _C_STORE_RSP, _NO_DATA_SET = 0x0001, 0x8001, 0x0101  # PS3.7 Annex E.1
-_LONGEST_COMMAND = 4096  # bytes; a C-STORE request has some 200
+LONGEST_COMMAND = 1 << 16  # bytes, in however many fragments; a C-STORE request has some 200
 _PIECE = 1 << 18  # bytes that are passed on at once: file systems take large pieces at half the price of small ones
 _BUFFER = 3 << 17
 _PDU_HEAD = struct.Struct(">BxL")
@@ -155,15 +155,13 @@ class Inflow:
             if pdu_type != _P_DATA_TF or not _PDV_HEAD.size <= length <= self._longest_pdu:
                 return head
             self._begin_pdu(length)
-        pdv = length, context_id, control = self._pdv(self._read(_PDV_HEAD.size))
-        if control != _COMMAND | _LAST or length > min(_LONGEST_COMMAND, self._in_pdu):
-            return self._handed_on(pdv, b"")
-        command = self._read(length)
-        self._in_pdu -= length
+        read = bytearray(_PDU_HEAD.pack(_P_DATA_TF, self._in_pdu))  # what is left of a PDU is one that begins here
+        context_id, command = self._command(read)
         request = read_store_request(command)
         taking = self._begin(context_id, request) if request else None
         if request is None or taking is None:
-            return self._handed_on(pdv, command)
+            self._in_pdu = 0
+            return bytes(read)
         try:
             self._data_set(context_id, taking)
         except BaseException:
@@ -171,6 +169,25 @@ class Inflow:
             raise
         self._send(response(context_id, request, taking.answer()))
         return b""
+
+    def _command(self, read: bytearray) -> tuple[int, bytes]:
+        """Return the context of a command set and, where it is one, itself; put all that was read into `read`."""
+        command, expected = bytearray(), -1
+        while True:
+            head = self._read(_PDV_HEAD.size if expected < 0 else self._next_head())
+            read += head
+            length, context_id, control = self._pdv(head)
+            if control & ~_LAST != _COMMAND or expected not in (-1, context_id):
+                return context_id, b""
+            if length > self._in_pdu or len(read) + length > LONGEST_COMMAND:
+                return context_id, b""
+            piece = self._read(length)
+            self._in_pdu -= length
+            read += piece
+            command += piece
+            expected = context_id
+            if control & _LAST:
+                return context_id, bytes(command)
 
     def _data_set(self, context_id: int, taking: Taking) -> None:
         """Read a data set; its fragments come to lie side by side, and are passed on in large pieces."""
@@ -214,12 +231,6 @@ class Inflow:
         self._in_pdu = length
         self._deadline = time.monotonic() + self._timeout
         self._progressed()
-
-    def _handed_on(self, pdv: tuple[int, int, int], command: bytes) -> bytes:
-        """Return what was read of the present PDU, as a PDU that begins here."""
-        read = _PDV_HEAD.pack(pdv[0] + 2, *pdv[1:]) + command
-        length, self._in_pdu = self._in_pdu + len(read), 0
-        return _PDU_HEAD.pack(_P_DATA_TF, length) + read
 
     # -- the connection -------------------------------------------------------------------------------------
 

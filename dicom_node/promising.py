@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from pydicom import Dataset
 
+from dicom_node.collecting import is_dropped
 from dicom_node.commitment import (
     REQUEST,
     STORAGE_COMMITMENT_INSTANCE,
@@ -29,6 +30,7 @@ from dicom_node.commitment import (
 )
 from dicom_node.config import Settings
 from dicom_node.delivery import commit
+from dicom_node.delivery.cstore import IMPLICIT
 from dicom_node.errors import NodeError, PeerBusy, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.commitments import Known, Pending
@@ -88,15 +90,17 @@ class Promising:
             return commit.failure(Status.NO_SUCH_ACTION, "The only action is 1, Request Storage Commitment"), None
         if str(request.RequestedSOPInstanceUID) != STORAGE_COMMITMENT_INSTANCE:
             return commit.failure(Status.NO_SUCH_SOP_INSTANCE, "Not the well-known SOP Instance"), None
+        information = request.ActionInformation
+        if is_dropped(information):
+            return commit.failure(Status.RESOURCE_LIMITATION, "The action information is too large"), None
         try:
-            asked = read_request(event.action_information)
+            asked = read_request(commit.encoded(information), is_implicit=event.context.transfer_syntax == IMPLICIT)
         except Malformed as error:
             return commit.failure(Status.INVALID_ARGUMENT_VALUE, str(error)), None
-        except Exception:  # pydicom answers garbage with whatever exception comes first
-            return commit.failure(Status.PROCESSING_FAILURE, "The action information cannot be parsed"), None
         now = self._clock()
         later = now + self._settings.commitment.same_association_after
         try:
+            self._spool.require_room()  # a request is a row as long as itself
             number = self._ledger.commitments.asked(asked, calling_ae_title=calling_ae_title, not_before=later, now=now)
         except Unavailable as error:
             return commit.failure(Status.RESOURCE_LIMITATION, str(error)), None
@@ -117,23 +121,25 @@ class Promising:
 
     def _begin(self) -> None:
         """Begin to report on what is due and not under way."""
-        for pending in self._ledger.commitments.pending(now=self._clock(), limit=_AT_ONCE * 8):
+        for number in self._ledger.commitments.due(now=self._clock(), limit=_AT_ONCE * 8):
             with self._lock:
-                if pending.request_id in self._under_way:
+                if number in self._under_way:
                     continue
-                self._under_way.add(pending.request_id)
-            self._pool.submit(self._attend, pending)
+                self._under_way.add(number)
+            self._pool.submit(self._attend, number)
 
-    def _attend(self, pending: Pending) -> None:
+    def _attend(self, number: int) -> None:
         try:
-            self._report(pending)
+            pending = self._ledger.commitments.pending(number)
+            if pending is not None:
+                self._report(pending)
         except Unavailable as error:
             log.warning("commitment.waiting", reason=str(error))
         except Exception as error:
             log.exception("commitment.defect", error=type(error).__name__)
         finally:
             with self._lock:
-                self._under_way.discard(pending.request_id)
+                self._under_way.discard(number)
 
     def _report(self, pending: Pending) -> None:
         said = self.verdict(pending)

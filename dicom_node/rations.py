@@ -78,10 +78,12 @@ def _count(data: bytes) -> int:
 class Rationed:
     """A binary file that gives up where its reader asks too often: before many objects are made of few bytes."""
 
-    def __init__(self, file: BinaryIO, *, items: int = MAXIMUM_ITEMS, reads: int = _MAXIMUM_READS) -> None:
-        """Read from `file`, which stays the caller's."""
+    def __init__(
+        self, file: BinaryIO, *, items: int = MAXIMUM_ITEMS, reads: int = _MAXIMUM_READS, size: int | None = None
+    ) -> None:
+        """Read from `file`, which stays the caller's; of `items`, in so many `reads`, `size` bytes in all."""
         self._file = file
-        self._items, self._reads = items, reads
+        self._items, self._reads, self._size = items, reads, size
         self._look_ahead_at = items - _FEW
         self.seek, self.tell = file.seek, file.tell
         self.name = getattr(file, "name", None)
@@ -89,7 +91,11 @@ class Rationed:
 
     def read(self, size: int = -1) -> bytes:
         """Read; raise Excessive where that was once too often."""
-        data = self._file.read(size if size < _PIECE else self._no_more_than_is_left(size))
+        size = size if 0 <= size < _PIECE else self._no_more_than_is_left(size)
+        if self._size is not None:
+            self._size -= size
+            self.require_not_exceeded()
+        data = self._file.read(size)
         self._reads -= 1
         self._items -= _count(data)
         if self._items < self._look_ahead_at:
@@ -109,15 +115,16 @@ class Rationed:
 
     def require_not_exceeded(self) -> None:
         """Raise Excessive where more was asked for than there was to give."""
-        if self._reads < 0 or self._items < 0:
-            raise Excessive("a data set with so many items or elements is no image")
+        if self._reads < 0 or self._items < 0 or (self._size or 0) < 0:
+            raise Excessive("a data set with so many items, elements or bytes of them is no image")
 
     def _no_more_than_is_left(self, size: int) -> int:
         """Return how much to read where a length claims `size`: room is made before there are bytes to fill it."""
         here = self._file.tell()
         end = self._file.seek(0, 2)
         self._file.seek(here)
-        return min(size, max(0, end - here))
+        left = max(0, end - here)
+        return left if size < 0 else min(size, left)
 
     def close(self) -> None:
         """Do nothing: the file is the caller's."""

@@ -129,6 +129,22 @@ class Provider(DULServiceProvider):
 class Reactor(Association):
     """An association whose thread sleeps until its provider has something for it."""
 
+    has_begun = False  # it was established, and may have ended since
+    _is_established = False
+
+    @property
+    def is_established(self) -> bool:
+        """Return whether messages may be exchanged; pynetdicom sets it in several places."""
+        return self._is_established
+
+    @is_established.setter
+    def is_established(self, value: bool) -> None:
+        self._is_established = value
+        if value:
+            self.has_begun = True
+            provider: Any = self.dul
+            provider.wake()
+
     def run_reactor(self) -> None:
         """Negotiate, then serve; a request that pynetdicom chokes on is aborted, and leaves no thread behind."""
         try:
@@ -148,12 +164,14 @@ class Reactor(Association):
             self._reactor_checkpoint.wait()
             self._is_paused = False
             while not self._kill and self._serve_next():
-                provider.wake()
+                pass
             if self._kill or self._has_ended():
                 return
 
     def _serve_next(self) -> bool:
+        provider: Any = self.dul
         context_id, message = self.dimse.get_msg(block=False)
+        provider.wake()
         if message and context_id is not None:
             self._serve_request(message, context_id)
         return bool(message)

@@ -16,6 +16,7 @@ from pynetdicom import AE, _config, evt
 
 from dicom_node.associations import Associations, Opened
 from dicom_node.audit import Audit
+from dicom_node.collecting import is_dropped
 from dicom_node.commitment import STORAGE_COMMITMENT, Report
 from dicom_node.config import Settings
 from dicom_node.delivery.commit import answer_report
@@ -41,7 +42,7 @@ from dicom_node.services import (
 )
 from dicom_node.storing import Storing
 from dicom_node.tls import Reloading, fingerprint
-from dicom_node.wire import Limits, TooLarge
+from dicom_node.wire import Limits
 
 log = structlog.get_logger()
 
@@ -134,7 +135,6 @@ class Scp:
         receive = self._settings.receive
         return Limits(
             maximum_pdu_length=receive.maximum_pdu_length,
-            maximum_message=receive.maximum_instance_megabytes * _MEGABYTE,
             association_timeout=receive.association_timeout,
             network_timeout=receive.network_timeout,
             maximum_connections=receive.maximum_associations + _UNASSOCIATED,
@@ -222,12 +222,12 @@ class Scp:
         )
 
     def _on_c_store(self, event: Any) -> int | Dataset:
-        """Take a request that pynetdicom has collected: one whose command came in pieces, or between others."""
+        """Take a request that pynetdicom has collected: one that shares a PDU with the message before it, say."""
         opened, request, data = self._associations.get(event.assoc), event.request, event.request.DataSet
         if opened is None:  # it was ended while the message lay in the queue
             return _answered(Answer(Status.PROCESSING_FAILURE, "The association is being closed"))
-        if isinstance(data, TooLarge):
-            return _answered(Answer(Status.OUT_OF_RESOURCES, "Larger than receive.maximum_instance_megabytes"))
+        if is_dropped(data):
+            return _answered(Answer(Status.OUT_OF_RESOURCES, "Too large for a request of this form"))
         named = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
         storing = self._storing(opened, *named, str(event.context.transfer_syntax))
         if data is not None:

@@ -1,8 +1,9 @@
 """What guards the wire: connections, PDUs and messages that cost the node nothing, whoever sends them.
 
 pynetdicom trusts its peers. It waits for as many bytes as a PDU header claims for as long as that takes, keeps
-messages without end in memory, waits with `select`, which knows no descriptor above 1,023, and leaves sockets to the
-garbage collector. The classes here stand in the places that it offers for its own; the one patch is at the end.
+messages without end in memory, starts a thread for every report, waits with `select`, which knows no descriptor above
+1,023, and leaves sockets to the garbage collector. The classes here stand in the places that it offers for its own; the
+one patch is at the end.
 """
 
 from __future__ import annotations
@@ -11,22 +12,25 @@ import select
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from typing import Any, cast
 
 import structlog
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL, N_EVENT_REPORT
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
-from dicom_node.pdata import Broken, Inflow, StoreRequest, Taking, Violation
-from dicom_node.reactors import Announced, Provider
+from dicom_node.collecting import Collected, Room
+from dicom_node.pdata import LONGEST_COMMAND, Broken, Inflow, StoreRequest, Taking, Violation
+from dicom_node.reactors import Announced, Provider, Reactor
 
 log = structlog.get_logger()
 
@@ -34,8 +38,6 @@ _A_ASSOCIATE_RQ, _P_DATA_TF = 0x01, 0x04  # PDU types (PS3.8 Section 9.3.1)
 _LARGEST_REQUEST = 1 << 20  # bytes of an A-ASSOCIATE-RQ; 128 contexts with every syntax there is need 200 kB
 _LARGEST_OTHER = 1 << 16  # bytes of any other PDU but P-DATA-TF
 _SLACK = 1024  # bytes by which a sender may have miscounted its P-DATA-TF
-_LARGEST_COMMAND = 1 << 16  # bytes of a command set
-_QUEUED = 4  # messages that wait for their handler before no more is read
 _PIECE = 1 << 18
 _A_ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"  # by the service provider: invalid PDU parameter (PS3.8 9.3.8)
 _LINGER = 0.02  # seconds for the next request of a series to come, before the thread looks at anything else
@@ -46,7 +48,6 @@ class Limits:
     """What one connection, one message and one address may cost; seconds and bytes."""
 
     maximum_pdu_length: int
-    maximum_message: int
     association_timeout: float  # from the connection to the whole A-ASSOCIATE-RQ, TLS included
     network_timeout: float  # for one PDU, and for a send that nobody reads
     maximum_connections: int
@@ -63,10 +64,6 @@ Store = Callable[[Association, int, StoreRequest], Taking | None]
 """Says who takes a C-STORE request that came in a presentation context; None: pynetdicom."""
 
 
-class TooLarge(BytesIO):
-    """Stands for the data set of a message that was larger than what is taken: nothing of it was kept."""
-
-
 class GuardedSocket(AssociationSocket):
     """A connection whose peer has a limited time for each PDU, and a limited length."""
 
@@ -81,14 +78,19 @@ class GuardedSocket(AssociationSocket):
 
     @property
     def may_be_read(self) -> bool:
-        """Whether it is open, and there is room for a message: unanswered ones keep the peer waiting."""
+        """Whether it is open, and nothing that came before still waits to be looked at."""
         is_open = self.socket is not None and self.socket.fileno() >= 0
-        return is_open and self.assoc.dimse.msg_queue.qsize() < _QUEUED
+        return is_open and not cast(Any, self.assoc.dul).is_to_wait
 
     @property
     def ready(self) -> bool:
         """Whether there is something to read, and room for it."""
         return self.may_be_read and (bool(self._handed_on) or _is_ready(self))
+
+    @property
+    def has_been_handed_on(self) -> bool:
+        """Whether something that was read already is to be read again."""
+        return bool(self._handed_on)
 
     def hand_on(self, content: bytes) -> None:
         """Let what was read already be read again."""
@@ -180,6 +182,17 @@ class GuardedProvider(Provider):
             cast(Any, self.socket).hand_on(handed_on)
         return super()._is_transport_event()
 
+    @property
+    def is_to_wait(self) -> bool:
+        """Whether the peer is ahead of the association's thread, which has not seen its acceptance or last message yet.
+
+        What comes now would else be collected by pynetdicom, however large it is.
+        """
+        association = cast(Reactor, self.assoc)
+        messages = cast(GuardedMessages, association.dimse)
+        is_new = self.state_machine.current_state == "Sta6" and not association.has_begun
+        return is_new or messages.msg_queue.qsize() > 0 or messages.is_reporting
+
     def _takes_messages(self) -> bool:
         """Return whether a new message may begin: data transfer, and no message that pynetdicom is collecting."""
         association = self.assoc
@@ -187,7 +200,7 @@ class GuardedProvider(Provider):
             self.state_machine.current_state == "Sta6"
             and association.is_established
             and association.dimse.message is None
-            and not association.dimse.msg_queue.qsize()
+            and not cast(Any, self.socket).has_been_handed_on
         )
 
     def _has_something_to_send(self) -> bool:
@@ -205,39 +218,56 @@ class GuardedProvider(Provider):
 class GuardedMessages(DIMSEServiceProvider):
     """Messages of limited size: a command set that does not end ends the association, a data set is not kept."""
 
-    def __init__(self, association: Association, limits: Limits) -> None:
-        """Take the place of the association's own."""
+    def __init__(self, association: Association, room: Room) -> None:
+        """Take the place of the association's own; data sets find `room`, or are not kept."""
         super().__init__(association)
-        self._limits = limits
-        self._command = self._data = 0
+        self._room = room
+        self._command = 0
+        self.is_reporting = False  # an N-EVENT-REPORT is being answered, in a thread of its own as pynetdicom has it
         self.msg_queue = Announced(cast(Any, association.dul).awake)
 
     def receive_primitive(self, primitive: P_DATA) -> None:
-        """Count what comes in before it is kept."""
+        """Collect a message, and hand it over when it is whole."""
         if self.message is None:
-            self._command = self._data = 0
+            self._command = 0
+            self.message = DIMSEMessage()
+            self.message.data_set = Collected(self._room)
         for _, value in primitive.presentation_data_value_list:
             if not value:
                 raise ValueError("a PDV without its message control header")
             if value[0] & 1:
                 self._command += len(value)
-            else:
-                self._data += len(value) - 1
-        if self._command > _LARGEST_COMMAND:
+        if self._command > LONGEST_COMMAND:
             raise ValueError("a command set that does not end")
-        if self._data > self._limits.maximum_message:
-            self._drop(primitive)
-        super().receive_primitive(primitive)
+        message = self.message
+        if message.decode_msg(primitive, self.assoc):
+            self.message = None
+            self._hand_over(message)
+        else:
+            cast(Collected, message.data_set).belongs_to(type(message).__name__)
 
-    def _drop(self, primitive: P_DATA) -> None:
-        """Keep of the fragments what says where the message ends."""
-        kept: list[Any] = [  # of lists: pynetdicom takes no tuples, whatever it declares
-            [context_id, value if value[0] & 1 else value[:1]]
-            for context_id, value in primitive.presentation_data_value_list
-        ]
-        primitive.presentation_data_value_list = kept
-        if self.message is not None and not isinstance(self.message.data_set, TooLarge):
-            self.message.data_set = TooLarge()
+    def _hand_over(self, message: DIMSEMessage) -> None:
+        context_id = cast(int, message.context_id)
+        try:
+            request = message.message_to_primitive()
+        except Exception as error:
+            log.info("message.invalid", error=type(error).__name__, address=self.assoc.requestor.address)
+            self.dul.event_queue.put("Evt19")  # an invalid PDU: it ends the association
+            return
+        if isinstance(request, C_CANCEL):
+            return  # of no service that the node offers
+        if isinstance(request, N_EVENT_REPORT) and request.is_valid_request:
+            self.is_reporting = True
+            threading.Thread(target=self._answer, args=(request, context_id), daemon=True).start()
+        else:
+            self.msg_queue.put((context_id, request))
+
+    def _answer(self, request: N_EVENT_REPORT, context_id: int) -> None:
+        try:
+            self.assoc._serve_request(request, context_id)
+        finally:
+            self.is_reporting = False
+            cast(Any, self.dul).wake()
 
 
 def limit_waits(connection: socket.socket, seconds: float) -> None:

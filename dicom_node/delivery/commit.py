@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from pydicom import Dataset
 from pynetdicom import evt
 from pynetdicom.association import Association
 
+from dicom_node.collecting import is_dropped
 from dicom_node.commitment import (
     REQUEST,
     STORAGE_COMMITMENT,
@@ -92,15 +94,21 @@ def ask(question: Question, *, ae_title: str, timing: DeliveryTable) -> None:
 
 def answer_report(event: Any, reported: Callable[[Report], bool]) -> tuple[int | Dataset, None]:
     """Answer an N-EVENT-REPORT, whichever association it came on; `reported` says whether it was asked for."""
+    information = event.request.EventInformation
+    if is_dropped(information):
+        return failure(Status.RESOURCE_LIMITATION, "The event information is too large"), None
     try:
-        report = read_report(event.event_information)
+        report = read_report(encoded(information), is_implicit=event.context.transfer_syntax == IMPLICIT)
     except Malformed as error:
         return failure(Status.INVALID_ARGUMENT_VALUE, str(error)), None
-    except Exception:  # pydicom answers garbage with whatever exception comes first
-        return failure(Status.PROCESSING_FAILURE, "The event information cannot be parsed"), None
     if not reported(report):
         return failure(Status.INVALID_ARGUMENT_VALUE, "Nothing was asked under this Transaction UID"), None
     return Status.SUCCESS, None
+
+
+def encoded(data_set: BytesIO | None) -> bytes:
+    """Return the bytes of a message's data set; empty where it has none."""
+    return data_set.getvalue() if data_set is not None else b""
 
 
 def failure(status: int, comment: str) -> Dataset:

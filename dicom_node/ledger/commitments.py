@@ -166,21 +166,23 @@ class Commitments:
             write_event(connection, "commitment.requested", now, transaction_uid=request.transaction_uid, **fields)
             return int(number)
 
-    def pending(self, *, now: float, limit: int) -> list[Pending]:
-        """Return requests whose report is due, the oldest first."""
-        due = commitment_request.c.ended_at.is_(None) & (commitment_request.c.not_before <= now)
-        query = select(commitment_request).where(due).order_by(commitment_request.c.not_before).limit(limit)
+    def due(self, *, now: float, limit: int) -> list[int]:
+        """Return the numbers of requests whose report is due, the oldest first."""
+        column = commitment_request.c
+        query = select(column.request_id).where(column.ended_at.is_(None) & (column.not_before <= now))
         with self._database.reading() as connection:
-            return [
-                Pending(
-                    row["request_id"],
-                    row["calling_ae_title"],
-                    Request(row["transaction_uid"], tuple(Reference(*pair) for pair in row["references"])),
-                    row["attempts"],
-                    row["asked_at"],
-                )
-                for row in connection.execute(query).mappings()
-            ]
+            return list(connection.execute(query.order_by(column.not_before).limit(limit)).scalars())
+
+    def pending(self, request_id: int) -> Pending | None:
+        """Return a request; None where its report has been taken or given up."""
+        query = select(commitment_request).where(commitment_request.c.request_id == request_id)
+        with self._database.reading() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        if row is None or row["ended_at"] is not None:
+            return None
+        references = tuple(Reference(*pair) for pair in row["references"])
+        asked = Request(row["transaction_uid"], references)
+        return Pending(request_id, row["calling_ae_title"], asked, row["attempts"], row["asked_at"])
 
     def known(self, uids: Sequence[str]) -> dict[str, Known]:
         """Return what the ledger knows of these SOP Instance UIDs."""

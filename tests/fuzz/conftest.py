@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -69,37 +70,48 @@ maximum_associations = 40
 
 
 @pytest.fixture
-def receiver_in_process(tmp_path):
-    """Starts an SCP in this process, sends it one instance, and returns its answer."""
-    from pynetdicom import AE
-
+def receiving(tmp_path):
+    """Starts an SCP in this process and returns its port; once."""
     from dicom_node.config import parse
     from dicom_node.intake import Intake
     from dicom_node.ledger import Ledger
     from dicom_node.recorder import Recorder
     from dicom_node.scp import Scp
     from dicom_node.spool import Spool
+
+    with ExitStack() as started:
+
+        def start() -> int:
+            settings = parse('[node]\nhost = "127.0.0.1"\nport = 0\nstorage = "storage"', base=tmp_path)
+            ledger = Ledger(settings.ledger_url, migrate=True)
+            started.callback(ledger.close)
+            spool = Spool(settings.node.storage)
+            recorder = Recorder(ledger, spool, node_id="node")
+            recorder.start()
+            started.callback(recorder.stop)
+            scp = Scp(settings, ledger, Intake(spool, recorder), recorder)
+            port = scp.start()
+            started.callback(scp.stop, grace=1.0)
+            return port
+
+        yield start
+
+
+@pytest.fixture
+def receiver_in_process(receiving):
+    """Starts an SCP in this process, sends it one instance, and returns its answer."""
+    from pynetdicom import AE
+
     from tests.datasets import CT, EXPLICIT, as_file, ct
 
     def send() -> int:
-        settings = parse('[node]\nhost = "127.0.0.1"\nport = 0\nstorage = "storage"', base=tmp_path)
-        ledger = Ledger(settings.ledger_url, migrate=True)
-        spool = Spool(settings.node.storage)
-        recorder = Recorder(ledger, spool, node_id="node")
-        recorder.start()
-        scp = Scp(settings, ledger, Intake(spool, recorder), recorder)
-        port = scp.start()
+        port = receiving()
         entity = AE(ae_title="SCANNER")
         entity.acse_timeout = entity.dimse_timeout = 5
         entity.add_requested_context(CT, EXPLICIT)
-        try:
-            association = entity.associate("127.0.0.1", port)
-            answer = association.send_c_store(as_file(ct(1), EXPLICIT))
-            association.release()
-            return answer.Status
-        finally:
-            scp.stop(grace=1.0)
-            recorder.stop()
-            ledger.close()
+        association = entity.associate("127.0.0.1", port)
+        answer = association.send_c_store(as_file(ct(1), EXPLICIT))
+        association.release()
+        return answer.Status
 
     return send

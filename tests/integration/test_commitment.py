@@ -39,6 +39,10 @@ HERE = "127.0.0.1"
 NEVER_SENT = Reference(CT, "1.2.3.4.5")
 
 
+def report_of(event) -> Report:
+    return read_report(event.request.EventInformation.getvalue(), is_implicit=True)
+
+
 def reference(number: int) -> Reference:
     return Reference(CT, uid("study", "series", number))
 
@@ -62,7 +66,7 @@ class Modality:
         def take(event):
             status = self._answer()
             if status == 0x0000:
-                self.reports.append((where, event.request.EventTypeID, read_report(event.event_information)))
+                self.reports.append((where, event.request.EventTypeID, report_of(event)))
             return status, None
 
         return [(evt.EVT_N_EVENT_REPORT, take)]
@@ -196,7 +200,7 @@ def test_a_report_that_is_not_taken_is_sent_again_until_it_is(promising_node, mo
     eventually(lambda: scanner.reports)
 
     names = [event["name"] for event in ledger.history.recent_events(limit=100) if "commitment" in event["name"]]
-    eventually(lambda: ledger.commitments.pending(now=time.time() + 1e6, limit=9) == [])
+    eventually(lambda: ledger.commitments.due(now=time.time() + 1e6, limit=9) == [])
     assert names[:3] == ["commitment.requested", "commitment.postponed", "commitment.postponed"]
 
 
@@ -293,7 +297,7 @@ class Archive:
         return self.answers.pop(0) if self.answers else 0x0000
 
     def _action(self, event):
-        self.requests.append(read_request(event.action_information))
+        self.requests.append(read_request(event.request.ActionInformation.getvalue(), is_implicit=True))
         return 0x0000, None
 
     def _answered(self, event):

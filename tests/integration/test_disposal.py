@@ -167,7 +167,8 @@ def test_what_is_undelivered_failed_or_promised_stays(running):
     series_uid = uid("promised", "series")
     references = tuple(Reference(CT, each.sop_instance_uid) for each in node.ledger.arrivals.instances_of(series_uid))
     number = node.ledger.commitments.asked(Request("9.9", references), calling_ae_title="SCANNER", not_before=0, now=0)
-    (pending,) = node.ledger.commitments.pending(now=1e12, limit=10)
+    (due,) = node.ledger.commitments.due(now=1e12, limit=10)
+    pending = node.ledger.commitments.pending(due)
     assert pending.request_id == number
     assert len(node.node._promising.verdict(pending).committed) == 3
 

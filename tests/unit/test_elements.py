@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
-from dicom_node.elements import PIXEL_DATA, UNDEFINED_LENGTH, CutOff, NotUnderstood, Place, scan
+from dicom_node import elements
+from dicom_node.elements import PIXEL_DATA, UNDEFINED_LENGTH, CutOff, NotUnderstood, Place, items, scan
 from tests.datasets import EXPLICIT, IMPLICIT, ct, encoded
 
 ROWS, INSTANCE_NUMBER, REFERENCED_IMAGES = 0x00280010, 0x00200013, 0x00081140
@@ -230,3 +232,38 @@ def test_where_both_read_mutated_bytes_they_read_the_same():
                 compared += 1
                 assert found[ROWS][1:] == (expected.value_tell, expected.length)
     assert compared > 300
+
+
+def test_what_is_deeper_than_anything_is_not_understood_and_costs_little(monkeypatch):
+    monkeypatch.setattr(elements, "_DEEPEST", 1000)
+    data = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotUnderstood):
+            scan(data, False, frozenset({0x00080016}) | {0x0020000D})
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("is_undefined", [True, False])
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_items_are_those_that_pydicom_reads(syntax, is_undefined):
+    outer = Dataset()
+    outer.ReferencedSeriesSequence = [nested(depth, is_undefined) for depth in (0, 1, 3)]
+    outer["ReferencedSeriesSequence"].is_undefined_length = is_undefined
+    for item in outer.ReferencedSeriesSequence:
+        item.is_undefined_length_sequence_item = is_undefined
+    data = encoded(outer, syntax)
+    place = scan(data, syntax == IMPLICIT, frozenset({0x00081115}))[0x00081115]
+
+    assert [bytes(item) for item in items(data, place, syntax == IMPLICIT)] == [
+        encoded(item, syntax) for item in outer.ReferencedSeriesSequence
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 9, 30])
+def test_items_that_are_cut_off_are_not_understood(cut):
+    inside = b"\xfe\xff\x00\xe0\x0a\0\0\0" + b"x" * 10
+    with pytest.raises(NotUnderstood):
+        list(items((inside * 2)[:-cut], Place("SQ", 0, 36), False))

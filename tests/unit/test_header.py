@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tracemalloc
 
 import pydicom.config
 import pytest
@@ -217,3 +218,57 @@ def test_a_modality_is_what_the_ledger_can_hold():
     data = encoded(dataset).replace(b"\x08\x00\x60\x00CS\x02\x00CT", b"\x08\x00\x60\x00CS\x06\x00C\x00\xe4\x1bT ")
 
     assert read_header(data, EXPLICIT).modality == "CT"
+
+
+def _in_disorder(element: bytes) -> bytes:
+    """Return a data set that only pydicom reads: its first element comes again."""
+    whole = encoded(ct(1))
+    at = whole.index(b"\x08\x00\x60\x00")
+    return whole[:at] + element + whole[:at] + whole[at:]
+
+
+ITEMS = 100_000
+EMPTY = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * ITEMS + b"\xfe\xff\xdd\xe0\0\0\0\0"
+BIG_EMPTY = (
+    b"\x00\x08\x11\x15SQ\0\0\xff\xff\xff\xff" + b"\xff\xfe\xe0\x00\0\0\0\0" * ITEMS + b"\xff\xfe\xe0\xdd\0\0\0\0"
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "syntax"),
+    [
+        (BIG_EMPTY + encoded(ct(1), BIG_ENDIAN), BIG_ENDIAN),
+        (_in_disorder(EMPTY), EXPLICIT),
+        (_in_disorder(b"\x08\x00\x16\x00UN\0\0" + (1 << 27).to_bytes(4, "little") + bytes(1 << 27)), EXPLICIT),
+    ],
+    ids=["big endian items", "items in disorder", "a value of 128 MB in disorder"],
+)
+def test_what_only_pydicom_reads_makes_no_more_objects_than_a_header_has(data, syntax):
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInstance) as refused:
+            read_header(data, syntax)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+    assert refused.value.status == 0xC000
+
+
+def test_a_big_endian_header_with_many_items_is_still_read():
+    items = BIG_EMPTY[:12] + BIG_EMPTY[12 : 12 + 8 * 20_000] + BIG_EMPTY[-8:]
+    whole = encoded(ct(1), BIG_ENDIAN)
+    at = whole.index(b"\x00\x10\x00\x10")
+
+    assert read_header(whole[:at] + items + whole[at:], BIG_ENDIAN) == read_header(whole, BIG_ENDIAN)
+
+
+def test_a_value_that_is_wanted_is_never_kept_whole_where_it_is_far_too_long():
+    data = b"\x08\x00\x16\x00" + (1 << 26).to_bytes(4, "little") + b"1" * (1 << 26)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInstance):
+            read_header(data, IMPLICIT)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -186,14 +186,28 @@ ECHO = command_set(REQUEST, CommandField=0x0030, CommandDataSetType=0x0101)
     "sent",
     [
         pdu(pdv(3, ECHO)),
-        pdu(pdv(1, COMMAND[:40]), pdv(3, COMMAND[40:])) + pdu(pdv(2, b"data")),
+        pdu(pdv(1, ECHO[:40])) + pdu(pdv(1, b""), pdv(3, ECHO[40:])) + pdu(pdv(2, b"data")),
+        pdu(pdv(1, COMMAND[:40]), pdv(2, b"data")),
+        pdu(pdv(1, COMMAND[:40]), pdv(3, COMMAND[40:], context=9)),
+        pdu(*[pdv(1, b"")] * 12_000) + pdu(pdv(3, COMMAND)),
         pdu(pdv(2, b"data without a command")),
         pdu(pdv(3, b"garbage")),
         pdu(b"\0\0\0\0", pdu_type=5),
         pdu(b"\0\0\2\0", pdu_type=7),
         struct.pack(">BxL", 4, 1 << 31),
     ],
-    ids=["echo", "command in pieces", "no command", "garbage", "release", "abort", "too long"],
+    ids=[
+        "echo",
+        "another command in pieces",
+        "command broken off",
+        "command in two contexts",
+        "command without end",
+        "no command",
+        "garbage",
+        "release",
+        "abort",
+        "too long",
+    ],
 )
 def test_what_is_not_ours_is_handed_on_byte_for_byte(sent):
     taken = Taken()
@@ -212,6 +226,19 @@ def test_what_is_not_ours_is_handed_on_byte_for_byte(sent):
     assert handed_on
     assert handed_on + rest == sent
     assert not taken.whole
+
+
+@pytest.mark.parametrize("size", [1, 13, 100])
+def test_a_command_in_pieces_is_taken_as_one_that_is_whole(size):
+    pieces = [COMMAND[at : at + size] for at in range(0, len(COMMAND), size)]
+    fragments = [pdv(1 if n < len(pieces) - 1 else 3, piece) for n, piece in enumerate(pieces)]
+    sent = pdu(*fragments[:3]) + b"".join(pdu(each) for each in fragments[3:]) + pdu(pdv(2, b"data"), pdv(3, ECHO))
+
+    handed_on, answered = served(sent, taken := Taken())
+
+    assert taken.whole == [b"data"]
+    assert [read.Status for read in answers(answered)] == [0x0000]
+    assert handed_on == pdu(pdv(3, ECHO))
 
 
 def test_what_follows_in_the_same_pdu_is_handed_on_as_one_that_begins_there():

@@ -11,7 +11,7 @@ from dicom_node.log import _with_trace
 from dicom_node.manifest import InputSlot
 from dicom_node.selection import objections
 from dicom_node.services import modality_term
-from tests.datasets import CT
+from tests.datasets import CT, encoded
 
 NAME = "ZZYZXQ SECRETIVE"
 
@@ -52,7 +52,7 @@ def asked(**item: str) -> Dataset:
 @pytest.mark.parametrize("value", [NAME, "", "1." * 40, "../../etc"])
 def test_commitment_of_what_has_no_uid_is_malformed(read, keyword, value):
     with pytest.raises(Malformed) as refused:
-        read(asked(**{keyword: value}))
+        read(encoded(asked(**{keyword: value})), is_implicit=False)
 
     assert "ZZYZXQ" not in str(refused.value)
 
@@ -63,7 +63,7 @@ def test_a_failure_reason_that_is_none_is_a_processing_failure(reason):
     dataset.FailedSOPSequence, dataset.ReferencedSOPSequence = dataset.ReferencedSOPSequence, []
     dataset.FailedSOPSequence[0].add_new("FailureReason", "LO", str(reason))
 
-    assert list(read_report(dataset).failed.values()) == [0x0110]
+    assert list(read_report(encoded(dataset), is_implicit=False).failed.values()) == [0x0110]
 
 
 @pytest.mark.parametrize("keyword", ["PatientName", "PatientBirthDate", "ReferringPhysicianName", "AccessionNumber"])
