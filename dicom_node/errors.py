@@ -9,6 +9,7 @@ NodeError
 │   └── PeerBusy           the peer answered a status that means "later"
 ├── Refused                never again: the same input gives the same answer
 │   ├── InvalidInstance    what was sent is not a storable instance
+│   ├── LedgerRefused      the database cannot hold what it was given
 │   ├── PeerRefused        the peer answered a status that means "no"
 │   ├── ModelRefused       the model folder cannot be trusted or run
 │   ├── InputRefused       the images cannot be made into a volume
@@ -64,6 +65,10 @@ class InvalidInstance(Refused):
         super().__init__(comment)
         self.status = status
         self.offending_element = offending_element
+
+
+class LedgerRefused(Refused):
+    """The ledger cannot hold what it was given."""
 
 
 class PeerRefused(Refused):

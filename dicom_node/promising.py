@@ -31,7 +31,7 @@ from dicom_node.commitment import (
 from dicom_node.config import Settings
 from dicom_node.delivery import commit
 from dicom_node.delivery.cstore import IMPLICIT
-from dicom_node.errors import NodeError, PeerBusy, Unavailable
+from dicom_node.errors import NodeError, PeerBusy, Refused, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.commitments import Known, Pending
 from dicom_node.recorder import Recorder
@@ -104,6 +104,8 @@ class Promising:
             number = self._ledger.commitments.asked(asked, calling_ae_title=calling_ae_title, not_before=later, now=now)
         except Unavailable as error:
             return commit.failure(Status.RESOURCE_LIMITATION, str(error)), None
+        except Refused as error:
+            return commit.failure(Status.INVALID_ARGUMENT_VALUE, str(error)), None
         with self._lock:
             self._open[number] = event.assoc
         return Status.SUCCESS, None

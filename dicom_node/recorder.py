@@ -22,7 +22,7 @@ import structlog
 
 from dicom_node.audit import Transfers
 from dicom_node.entities import AssociationIdentity, Header, Instance
-from dicom_node.errors import InvalidInstance, LedgerUnavailable, Unavailable
+from dicom_node.errors import InvalidInstance, LedgerUnavailable, Refused, Unavailable
 from dicom_node.header import read_header
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.journal import Subject
@@ -233,6 +233,10 @@ class Recorder:
                 log.error("recorder.waiting", reason=str(error))
             self._is_away = True
             return False
+        except Refused as error:
+            if len(group) == 1:
+                log.error("recorder.refused", reason=str(error))
+            return self._attempted_one_by_one(group)
         except Exception as error:  # a defect of ours must cost no other instance, and not this one its file
             log.exception("recorder.defect", error=type(error).__name__)
             return self._attempted_one_by_one(group)

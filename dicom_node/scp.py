@@ -21,7 +21,7 @@ from dicom_node.commitment import STORAGE_COMMITMENT, Report
 from dicom_node.config import Settings
 from dicom_node.delivery.commit import answer_report
 from dicom_node.entities import AssociationIdentity
-from dicom_node.errors import SettingsError, Unavailable
+from dicom_node.errors import NodeError, SettingsError
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
 from dicom_node.listening import GuardedServer
@@ -264,7 +264,7 @@ class Scp:
     def _note(self, name: str, **fields: Any) -> None:
         try:
             self._ledger.history.note(name, now=time.time(), **fields)
-        except Unavailable as error:
+        except NodeError as error:
             log.error("event.lost", event_name=name, reason=str(error))
 
 

@@ -22,7 +22,7 @@ from dicom_node.audit.repeats import Alarm, Repeats
 from dicom_node.audit.sending import Sending
 from dicom_node.config import Peer, Settings
 from dicom_node.entities import AssociationIdentity
-from dicom_node.errors import NodeError, SpoolFull, Unavailable
+from dicom_node.errors import NodeError, Refused, SpoolFull, Unavailable
 from dicom_node.findings import Code
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import Interrupted
@@ -325,6 +325,8 @@ class Audit:
                 if len(self._unkept) == 1:
                     log.error("audit.not_kept", reason=str(error), name=kept.name)
                 return
+            except Refused as error:  # never: what comes after it must not wait
+                log.error("audit.not_kept", reason=str(error), name=kept.name)
             self._unkept.popleft()
 
     def _put(self, message: bytes) -> None:

@@ -12,9 +12,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 
-from dicom_node.errors import LedgerUnavailable, SettingsError
+from dicom_node.errors import LedgerRefused, LedgerUnavailable, SettingsError
 
 _BUSY_TIMEOUT = 15.0  # seconds that a writer waits for another before the ledger counts as unavailable
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -31,7 +31,11 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Run one transaction; raise LedgerUnavailable where the database does not answer or is locked."""
+        """Run one transaction.
+
+        Raises LedgerUnavailable where the database does not answer or is locked, LedgerRefused where it never takes
+        what it was given.
+        """
         with _availability(), self.engine.begin() as connection:
             yield connection
 
@@ -80,6 +84,8 @@ class Database:
 def _availability() -> Iterator[None]:
     try:
         yield
+    except DataError as error:
+        raise LedgerRefused(f"The ledger cannot hold it: {type(error.orig).__name__}") from None
     except DBAPIError as error:
         # the statement and its parameters stay out of the message: they may be logged
         raise LedgerUnavailable(f"The ledger does not answer: {_reason(error)}") from error

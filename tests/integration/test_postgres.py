@@ -8,13 +8,19 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
-from dicom_node.errors import LedgerUnavailable
+from dicom_node.entities import AssociationIdentity
+from dicom_node.errors import LedgerRefused
+from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
+from dicom_node.recorder import Recorder
+from dicom_node.spool import Spool
+from tests.datasets import EXPLICIT, encoded, series_of, uid
 from tests.unit.test_departures import *  # noqa: F403
 from tests.unit.test_ledger import *  # noqa: F403 - every test of the ledger, with the fixture below
 from tests.unit.test_ledger import DIGEST, ORDER, complete, inference, instance, names, receive
@@ -146,11 +152,46 @@ def test_what_the_tables_say_is_what_the_migrations_make(ledger):
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_text_that_postgresql_cannot_hold_is_unavailable_not_a_traceback(ledger):
-    with pytest.raises(LedgerUnavailable) as caught:
+def test_text_that_postgresql_cannot_hold_is_refused_for_ever_and_not_quoted(ledger):
+    with pytest.raises(LedgerRefused) as caught:
         receive(ledger, study_instance_uid="1.2\0")
 
     assert "1.2" not in str(caught.value)
+
+
+class Garbling(Recorder):
+    """Is told of a second instance what PostgreSQL holds in no column."""
+
+    def arrived(self, arrival):
+        is_second = arrival.header.sop_instance_uid == uid("study", "series", 2)
+        garbled = replace(arrival, transfer_syntax_uid=f"{EXPLICIT}\0")
+        super().arrived(garbled if is_second else arrival)
+
+
+def test_what_postgresql_never_takes_holds_up_no_other_instance_and_keeps_its_file(ledger, tmp_path):
+    spool, origin = Spool(tmp_path), AssociationIdentity("a", "SCANNER", "NODE", "127.0.0.1")
+    recorder = Garbling(ledger, spool, node_id="node")
+    recorder.start()
+    for dataset in series_of(4):
+        Intake(spool, recorder).keep(
+            memoryview(encoded(dataset)),
+            transfer_syntax_uid=EXPLICIT,
+            affected_sop_class_uid=str(dataset.SOPClassUID),
+            affected_sop_instance_uid=str(dataset.SOPInstanceUID),
+            association=origin,
+        )
+
+    assert recorder.flush(timeout=20)
+    recorder.stop()
+    assert ledger.history.counts()["instances"] == 3
+    assert len(spool.inbox.waiting()) == 1
+
+    later = Recorder(ledger, spool, node_id="node")
+    later.start()
+    assert later.flush(timeout=20)
+    later.stop()
+    assert ledger.history.counts()["instances"] == 4
+    assert spool.inbox.waiting() == []
 
 
 def test_a_database_that_is_away_is_unavailable_and_comes_back(ledger, ledger_url, postgres):
