@@ -19,7 +19,8 @@ from dicom_node.results.header import (
     made_by,
     on_frames,
 )
-from dicom_node.results.planes import Labels, Planes, compress, is_series_of_planes, of_planes
+from dicom_node.results.layers import Labels, Planes
+from dicom_node.results.planes import compress, is_series_of_planes, of_planes
 from dicom_node.results.template import leave_encoded
 
 _SERIES_OFFSET = 0
@@ -46,7 +47,9 @@ def _is_cine(image: Dataset) -> bool:
 def _parts(layer: int, work: Work) -> list[tuple[tuple[Segment, ...], Planes]]:
     """Return the segments of a layer, together or, where that makes too many frames, each by itself."""
     segments = work.findings.segments_of(layer)
-    planes = Planes.of(on_frames(work.findings.labels[layer], work.source))
+    labels = work.findings.labels[layer]
+    ordered = on_frames(labels, work.source)
+    planes = work.layers[layer] if ordered is labels else Planes.of(ordered)
     limit = work.form.split_above
     if limit and sum(planes.count(segment.value) for segment in segments) > limit:
         return [((segment,), planes) for segment in segments]
@@ -61,8 +64,8 @@ def _encode_part(number: int, segments: Sequence[Segment], planes: Planes, work:
     def made(images: Sequence[Dataset], labels: Labels) -> Dataset:
         return _made(number, labels, images, segments, work)
 
-    if is_series_of_planes(headers.images):
-        encoded = of_planes(planes, segments, headers.images, made)
+    if is_series_of_planes(headers):
+        encoded = of_planes(planes, segments, headers, made)
     else:
         encoded = made(headers.images, planes.numbered(segments))
     if encoded.SegmentationType == "LABELMAP":

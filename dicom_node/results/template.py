@@ -1,4 +1,4 @@
-"""Sequences whose items differ in a few values only: one item is encoded, the others are filled in, as bytes."""
+"""Sequences as bytes: of items that differ in a few values only, one is encoded and the others are filled in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.filebase import DicomBytesIO
@@ -15,6 +15,12 @@ from pydicom.tag import Tag
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _ENCODING = "ISO_IR 192"
+_SHORT_TEXT = {
+    **dict.fromkeys(("AE", "AS", "CS", "DA", "DT", "TM", "UI"), "latin-1"),
+    **dict.fromkeys(("LO", "LT", "SH", "ST"), "utf-8"),
+}
+_LONG_TEXT = {"UC": "utf-8", "UR": "latin-1", "UT": "utf-8"}
+_LONGEST_SHORT = 0xFFFE
 
 
 class _Value(NamedTuple):
@@ -52,6 +58,12 @@ def sequence(keyword: str, items: Iterable[bytes]) -> RawDataElement:
     return RawDataElement(Tag(keyword), "SQ", len(value), value, 0, False, True)
 
 
+def encode_items(dataset: Dataset, keyword: str) -> None:
+    """Replace a sequence by its items as bytes, as pydicom would write them, which it does in five times the time."""
+    if keyword in dataset:
+        dataset[keyword] = sequence(keyword, (_item(each) for each in dataset[keyword].value))
+
+
 def leave_encoded(dataset: Dataset) -> None:
     """Let a dataset be written without parsing its encoded sequences again; its VRs must all be certain by now."""
     stated = dataset.get("SpecificCharacterSet")
@@ -69,20 +81,49 @@ def uid(value: str) -> bytes:
     return text(str(value), b"\0")
 
 
+def _item(item: Dataset) -> bytes:
+    content = b"".join(_encoded(element) for element in item)
+    return _ITEM + struct.pack("<L", len(content)) + content
+
+
+def _encoded(element: DataElement) -> bytes:
+    """Return an element in Explicit VR Little Endian: sequences and plain text here, everything else by pydicom."""
+    vr, value = str(element.VR), element.value
+    if vr == "SQ":
+        content = b"".join(_item(each) for each in value)
+        return _head(element) + b"\0\0" + struct.pack("<L", len(content)) + content
+    if isinstance(value, str) and (encoding := _SHORT_TEXT.get(vr)):
+        content = _padded(value.encode(encoding), vr)
+        if len(content) <= _LONGEST_SHORT:
+            return _head(element) + struct.pack("<H", len(content)) + content
+    if isinstance(value, str) and (encoding := _LONG_TEXT.get(vr)):
+        content = _padded(value.encode(encoding), vr)
+        return _head(element) + b"\0\0" + struct.pack("<L", len(content)) + content
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_data_element(buffer, element, _ENCODING)
+    return buffer.getvalue()
+
+
+def _head(element: DataElement) -> bytes:
+    return struct.pack("<HH", element.tag.group, element.tag.element) + element.VR.encode()
+
+
+def _padded(content: bytes, vr: str) -> bytes:
+    return content + (b"\0" if vr == "UI" else b" ") * (len(content) % 2)
+
+
 def _parts(item: Dataset, varying: Collection[str]) -> tuple[_Part, ...]:
     parts: list[_Part] = []
     for element in item:
-        head = struct.pack("<HH", element.tag.group, element.tag.element) + element.VR.encode()
+        head = _head(element)
         if element.keyword in varying:
             parts.append(_Value(head, element.keyword))
         elif element.VR == "SQ":
             items = tuple(_Nested(_ITEM, _parts(each, varying)) for each in element.value)
             parts.append(_Nested(head + b"\0\0", items))
         else:
-            buffer = DicomBytesIO()
-            buffer.is_little_endian, buffer.is_implicit_VR = True, False
-            write_data_element(buffer, element, _ENCODING)
-            parts.append(buffer.getvalue())
+            parts.append(_encoded(element))
     return tuple(parts)
 
 
