@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ class Extent(NamedTuple):
     pixels: int
 
 
+_ITEM = b"\xfe\xff\x00\xe0"
 _LONGEST_RUN = 128  # PS3.5 G.3.1
 _TOGETHER = 8  # frames of any size that are whole bytes together
 
@@ -86,6 +88,17 @@ def _across_frames(masks: Iterable[npt.NDArray[np.bool_]], shape: tuple[int, int
 def size_of_bits(frames: int, shape: tuple[int, int]) -> int:
     """Return how many bytes so many frames are as bits, without a padding byte."""
     return -(-frames * shape[0] * shape[1] // 8)
+
+
+# -- fragments ----------------------------------------------------------------------------------------------------
+
+
+def fragments(frames: Sequence[bytes]) -> list[bytes]:
+    """Return encoded frames as items, one each, behind a table of their offsets (PS3.5 A.4), without the delimiter."""
+    items = [piece for frame in frames for piece in (_ITEM + struct.pack("<L", len(frame)), frame)]
+    offsets = accumulate((8 + len(frame) for frame in frames[:-1]), initial=0)
+    table = struct.pack(f"<{len(frames)}L", *offsets)
+    return [_ITEM + struct.pack("<L", len(table)) + table, *items]
 
 
 # -- run lengths --------------------------------------------------------------------------------------------------

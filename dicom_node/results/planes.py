@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from highdicom.spatial import get_normal_vector, get_volume_positions
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.encaps import encapsulate
 from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.uid import RLELossless
@@ -23,7 +23,8 @@ from pydicom.valuerep import DS, format_number_as_ds
 from dicom_node.findings import Segment
 from dicom_node.results.header import Headers
 from dicom_node.results.layers import Labels, Planes, numbers
-from dicom_node.results.packing import Extent, bits, run_lengths
+from dicom_node.results.packing import Extent, bits, fragments, run_lengths, size_of_bits
+from dicom_node.results.pieces import Pixels
 from dicom_node.results.template import Template, leave_encoded, sequence, text, uid
 from dicom_node.source import Instance
 
@@ -83,13 +84,13 @@ def of_planes(planes: Planes, segments: Sequence[Segment], headers: Headers, see
     if made.SegmentationType == "LABELMAP":
         frames = [_Frame(plane, place) for place, plane in enumerate(used, start=1)]
         table = numbers(labels, segments)
-        made.PixelData = encapsulate([run_lengths(table[labels[frame.plane]]) for frame in frames])
-        made["PixelData"].VR = "OB"
+        items = fragments([run_lengths(table[labels[frame.plane]]) for frame in frames])
+        pixels = Pixels(lambda: items, sum(map(len, items)))
         made.file_meta.TransferSyntaxUID = RLELossless
     else:
         frames = list(_frames(contents, segments, used))
-        packed = bits(((labels[frame.plane], frame.value, frame.extent) for frame in frames), labels.shape[1:])
-        made.PixelData = _even(b"".join(packed))
+        pixels = _bits(labels, frames)
+    made["PixelData"] = DataElement("PixelData", "OB", pixels)
     made.NumberOfFrames = len(frames)
     item = Template(seeded.PerFrameFunctionalGroupsSequence[0], _VARYING)
     made[_FRAMES] = sequence(_FRAMES, _items(item, frames, instances))
@@ -124,8 +125,16 @@ def _frames(contents: Sequence[dict[int, Extent]], segments: Sequence[Segment], 
                 yield _Frame(plane, place, segment.value, number, contents[plane][segment.value])
 
 
-def _even(packed: bytes) -> bytes:
-    return packed + b"\0" * (len(packed) % 2)
+def _bits(labels: Labels, frames: Sequence[_Frame]) -> Pixels:
+    """Return pixel data that is packed when it is written: thousands of frames of a few structures fill gigabytes."""
+    shape = labels.shape[1], labels.shape[2]
+    size = size_of_bits(len(frames), shape)
+
+    def packed() -> Iterator[bytes]:
+        yield from bits(((labels[frame.plane], frame.value, frame.extent) for frame in frames), shape)
+        yield bytes(size % 2)
+
+    return Pixels(packed, size + size % 2)
 
 
 def _items(item: Template, frames: Sequence[_Frame], instances: Sequence[Instance]) -> Iterator[bytes]:

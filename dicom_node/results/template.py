@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 from pydicom import DataElement, Dataset
@@ -46,10 +47,20 @@ class Template:
     def __init__(self, item: Dataset, varying: Collection[str]) -> None:
         """Take everything of `item` but the values of the elements `varying`, keywords, at any depth."""
         self._parts = (_Nested(_ITEM, _parts(item, varying)),)
+        self._keywords = list(_keywords(self._parts))
+        self._between: dict[tuple[int, ...], tuple[bytes, ...]] = {}
 
     def filled(self, values: Mapping[str, bytes]) -> bytes:
-        """Return the item as bytes; `values` are by keyword, as they are written, of an even length."""
-        return _joined(self._parts, values)
+        """Return the item as bytes; `values` are by keyword, as they are written, of an even length.
+
+        What stands between the values is the same for all that are of the same lengths.
+        """
+        wanted = [values[keyword] for keyword in self._keywords]
+        lengths = tuple(map(len, wanted))
+        if lengths not in self._between:
+            self._between[lengths] = tuple(_between(self._parts, values))
+        first, *others = self._between[lengths]
+        return b"".join([first, *chain.from_iterable(zip(wanted, others, strict=True))])
 
 
 def sequence(keyword: str, items: Iterable[bytes]) -> RawDataElement:
@@ -82,31 +93,32 @@ def uid(value: str) -> bytes:
 
 
 def _item(item: Dataset) -> bytes:
-    content = b"".join(_encoded(element) for element in item)
+    content = b"".join(encoded(element) for element in item)
     return _ITEM + struct.pack("<L", len(content)) + content
 
 
-def _encoded(element: DataElement) -> bytes:
+def encoded(element: DataElement) -> bytes:
     """Return an element in Explicit VR Little Endian: sequences and plain text here, everything else by pydicom."""
     vr, value = str(element.VR), element.value
     if vr == "SQ":
         content = b"".join(_item(each) for each in value)
-        return _head(element) + b"\0\0" + struct.pack("<L", len(content)) + content
+        return head_of(element) + b"\0\0" + struct.pack("<L", len(content)) + content
     if isinstance(value, str) and (encoding := _SHORT_TEXT.get(vr)):
         content = _padded(value.encode(encoding), vr)
         if len(content) <= _LONGEST_SHORT:
-            return _head(element) + struct.pack("<H", len(content)) + content
+            return head_of(element) + struct.pack("<H", len(content)) + content
     if isinstance(value, str) and (encoding := _LONG_TEXT.get(vr)):
         content = _padded(value.encode(encoding), vr)
-        return _head(element) + b"\0\0" + struct.pack("<L", len(content)) + content
+        return head_of(element) + b"\0\0" + struct.pack("<L", len(content)) + content
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
     write_data_element(buffer, element, _ENCODING)
     return buffer.getvalue()
 
 
-def _head(element: DataElement) -> bytes:
-    return struct.pack("<HH", element.tag.group, element.tag.element) + element.VR.encode()
+def head_of(element: DataElement | RawDataElement) -> bytes:
+    """Return an element's tag and VR as they are written."""
+    return struct.pack("<HH", element.tag.group, element.tag.element) + str(element.VR).encode()
 
 
 def _padded(content: bytes, vr: str) -> bytes:
@@ -116,26 +128,40 @@ def _padded(content: bytes, vr: str) -> bytes:
 def _parts(item: Dataset, varying: Collection[str]) -> tuple[_Part, ...]:
     parts: list[_Part] = []
     for element in item:
-        head = _head(element)
+        head = head_of(element)
         if element.keyword in varying:
             parts.append(_Value(head, element.keyword))
         elif element.VR == "SQ":
             items = tuple(_Nested(_ITEM, _parts(each, varying)) for each in element.value)
             parts.append(_Nested(head + b"\0\0", items))
         else:
-            parts.append(_encoded(element))
+            parts.append(encoded(element))
     return tuple(parts)
 
 
-def _joined(parts: tuple[_Part, ...], values: Mapping[str, bytes]) -> bytes:
-    made: list[bytes] = []
+def _keywords(parts: tuple[_Part, ...]) -> Iterator[str]:
+    for part in parts:
+        if isinstance(part, _Value):
+            yield part.keyword
+        elif isinstance(part, _Nested):
+            yield from _keywords(part.parts)
+
+
+def _between(parts: tuple[_Part, ...], values: Mapping[str, bytes]) -> Iterator[bytes]:
+    """Yield what stands before the first value, between each two, and after the last."""
+    before = b""
     for part in parts:
         if isinstance(part, bytes):
-            made.append(part)
+            before += part
         elif isinstance(part, _Value):
-            value = values[part.keyword]
-            made += (part.head, struct.pack("<H", len(value)), value)
+            yield before + part.head + struct.pack("<H", len(values[part.keyword]))
+            before = b""
         else:
-            content = _joined(part.parts, values)
-            made += (part.head, struct.pack("<L", len(content)), content)
-    return b"".join(made)
+            within = list(_between(part.parts, values))
+            size = sum(map(len, within)) + sum(len(values[keyword]) for keyword in _keywords(part.parts))
+            before += part.head + struct.pack("<L", size)
+            for piece in within[:-1]:
+                yield before + piece
+                before = b""
+            before += within[-1]
+    yield before

@@ -10,6 +10,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import RLELossless
 
+from dicom_node.errors import ResultRefused
 from dicom_node.forms import Form
 from dicom_node.results import encode_all, planes, seg
 from dicom_node.results.header import prepared
@@ -110,6 +111,27 @@ def test_a_label_map_of_frames_of_an_odd_size_is_written(tmp_path, slices):
     read = dcmread(BytesIO(encoded(made.dataset)))
     assert read.file_meta.TransferSyntaxUID == RLELossless
     assert np.array_equal(read.pixel_array, labels[-1])
+
+
+@pytest.mark.parametrize("form", [Form("BINARY"), Form("LABELMAP")])
+def test_what_is_too_long_for_native_pixel_data_is_one_segmentation_for_each_structure(tmp_path, monkeypatch, form):
+    case = make_case(tmp_path, "axial")
+    layers, whole = Layers(case.findings), written(case, form)
+    frames = [layers[each.layer].count(each.value) for each in case.findings.segments]
+    image = case.volume.source.datasets[0]
+    a_frame = image.Rows * image.Columns // 8
+
+    monkeypatch.setattr(seg, "_LONGEST", a_frame * max(frames))
+    parts = written(case, form)
+
+    assert len(whole) < len(frames)
+    if form.segmentation_type == "LABELMAP":
+        assert len(parts) == len(whole)
+        return
+    assert [int(dcmread(BytesIO(part)).NumberOfFrames) for part in parts] == frames
+    monkeypatch.setattr(seg, "_LONGEST", a_frame * max(frames) - 1)
+    with pytest.raises(ResultRefused, match="only as LABELMAP"):
+        written(case, form)
 
 
 def test_a_series_of_two_slices_is_left_to_highdicom(tmp_path):
