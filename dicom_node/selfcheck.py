@@ -148,7 +148,8 @@ def _read_back(file: BinaryIO) -> _Result:
     elif start + length != end:
         raise NotUnderstood("the file does not end with its pixels")
     references: set[_Reference] = set()
-    groups, segments = 0, set()
+    segments: set[int] = set()
+    groups = 0
     for stored in list(dataset.elements()):  # as they were read: going over the dataset would parse every value
         if stored.VR != "SQ" or stored.tag in _ELSEWHERE:
             continue

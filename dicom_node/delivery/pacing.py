@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import MaximumLengthNotification
@@ -21,10 +22,10 @@ def pace(association: Association) -> None:
     for item in association.acceptor.user_information:
         if isinstance(item, MaximumLengthNotification):
             item.maximum_length_received = min(item.maximum_length_received or _LONGEST, _LONGEST)
-    provider = association.dul
+    provider: Any = association.dul
     send = provider.send_pdu
 
-    def paced(primitive: object) -> None:
+    def paced(primitive: Any) -> None:
         while (
             provider.to_provider_queue.qsize() >= _WAITING
             and provider.is_alive()

@@ -39,9 +39,7 @@ def extents(plane: Plane) -> dict[int, Extent]:
     first = dict(zip(values[::-1].tolist(), rows[::-1].tolist(), strict=True))  # of several the last one counts
     last = dict(zip(values.tolist(), rows.tolist(), strict=True))
     return {
-        value: Extent(top + first[value], top + last[value] + 1, int(pixels[value]))
-        for value in sorted(first)
-        if value
+        value: Extent(top + first[value], top + last[value] + 1, int(pixels[value])) for value in sorted(first) if value
     }
 
 

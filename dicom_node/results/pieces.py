@@ -9,6 +9,7 @@ from io import BufferedIOBase, BytesIO
 from typing import Any
 
 from pydicom import DataElement, Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID
 
 from dicom_node.results.template import encoded, head_of, leave_encoded
@@ -78,18 +79,17 @@ class Pixels(BufferedIOBase):
 
 def pieces(dataset: Dataset) -> Iterator[bytes | memoryview]:
     """Yield an object as a file; the pixels that `Pixels` makes, and other large elements, one after the other."""
-    large = [tag for tag in dataset.keys() if _is_large(dataset.get_item(tag))]
-    first = min(large, default=_UNDEFINED_LENGTH)
+    first = min((element.tag for element in dataset.elements() if _is_large(element)), default=_UNDEFINED_LENGTH)
     yield _beginning(dataset, first)
-    for tag in sorted(tag for tag in dataset.keys() if tag >= first):
-        element: Any = dataset.get_item(tag)
-        if _is_large(element) and element.is_raw:
-            yield head_of(element) + b"\0\0" + struct.pack("<L", len(element.value))
-            yield element.value
-        elif isinstance(element.value, Pixels):
-            yield from _pixels(element, dataset.file_meta.TransferSyntaxUID)
+    for element in sorted((each for each in dataset.elements() if each.tag >= first), key=lambda each: each.tag):
+        value: Any = element.value
+        if isinstance(value, Pixels):
+            yield from _pixels(element, value, dataset.file_meta.TransferSyntaxUID)
+        elif _is_large(element):
+            yield head_of(element) + b"\0\0" + struct.pack("<L", len(value))
+            yield value
         else:
-            yield encoded(dataset[tag])
+            yield encoded(dataset[element.tag])
 
 
 def _is_large(element: Any) -> bool:
@@ -100,7 +100,7 @@ def _is_large(element: Any) -> bool:
 def _beginning(dataset: Dataset, end: int) -> memoryview:
     """Return a file up to the element `end`."""
     beginning = Dataset()
-    beginning.update({tag: dataset.get_item(tag) for tag in dataset.keys() if tag < end})
+    beginning.update({element.tag: element for element in dataset.elements() if element.tag < end})
     beginning.file_meta = dataset.file_meta
     if dataset.original_encoding == (False, True):
         leave_encoded(beginning)
@@ -109,8 +109,7 @@ def _beginning(dataset: Dataset, end: int) -> memoryview:
     return buffer.getbuffer()
 
 
-def _pixels(element: DataElement, syntax: UID) -> Iterator[bytes]:
-    made: Pixels = element.value
+def _pixels(element: DataElement | RawDataElement, made: Pixels, syntax: UID) -> Iterator[bytes]:
     length = _UNDEFINED_LENGTH if syntax.is_encapsulated else len(made)
     yield head_of(element) + b"\0\0" + struct.pack("<L", length)
     yield from made.pieces()

@@ -49,6 +49,9 @@ def _sameness(image: Dataset) -> tuple[str, ...]:
     return (*(str(image.get(keyword) or "") for keyword in keywords), place, "1" if frames == "1" else "")
 
 
+_NOWHERE = Extent(0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class _Frame:
     """One frame: which plane of the labels, its number among those that are used (from 1), value and Segment Number."""
@@ -57,7 +60,7 @@ class _Frame:
     place: int
     value: int = 0
     number: int = 0
-    extent: Extent = Extent(0, 0, 0)
+    extent: Extent = _NOWHERE
 
 
 def of_planes(planes: Planes, segments: Sequence[Segment], headers: Headers, seed: Seed) -> Dataset:
@@ -118,7 +121,9 @@ def _order(positions: npt.NDArray[np.float64], image: Dataset) -> list[int]:
     return [int(plane) for plane in np.unique(along, return_index=True)[1]]
 
 
-def _frames(contents: Sequence[dict[int, Extent]], segments: Sequence[Segment], used: Sequence[int]) -> Iterator[_Frame]:
+def _frames(
+    contents: Sequence[dict[int, Extent]], segments: Sequence[Segment], used: Sequence[int]
+) -> Iterator[_Frame]:
     for number, segment in enumerate(segments, start=1):
         for place, plane in enumerate(used, start=1):
             if segment.value in contents[plane]:
