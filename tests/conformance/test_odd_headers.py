@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 
-import numpy as np
 import pydicom.config
 import pytest
 from pydicom import DataElement, Dataset, dcmread
