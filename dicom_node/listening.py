@@ -19,12 +19,15 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicom_node.collecting import Room
 from dicom_node.reactors import Reactor
-from dicom_node.wire import GuardedMessages, GuardedProvider, Limits, Store, close
+from dicom_node.sockets import close
+from dicom_node.wire import GuardedMessages, GuardedProvider, Limits, Store
 
 log = structlog.get_logger()
 
 _BACKLOG = 128  # connections that may wait to be accepted; pynetdicom's own 5 make a burst wait for seconds
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_SWITCH = 0.005  # seconds; CPython's own interval, after which a thread that waits asks whoever runs to let go
+_SWITCH_EACH = 30e-6  # the same for each thread there is: three thousand that ask so often leave no time for work
 _PAUSE = 0.1  # seconds without accepting where there is no descriptor left
 
 
@@ -139,6 +142,7 @@ class GuardedServer(ThreadedAssociationServer):
             )
             if admitted:
                 self._connections[request] = (address, None)
+        _pace()
         if not admitted and not self._full:
             log.warning("connection.refused", reason="limit of connections reached", address=address)
         self._full = not admitted
@@ -172,6 +176,7 @@ class GuardedServer(ThreadedAssociationServer):
         """Let go, twice a second."""
         super().service_actions()
         self.reap()
+        _pace()
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection that has not become an association."""
@@ -183,6 +188,11 @@ class GuardedServer(ThreadedAssociationServer):
         """Say that a connection failed; socketserver's own prints a traceback."""
         error = sys.exc_info()[1]
         log.error("connection.failed", error=type(error).__name__, address=str(client_address[0]))
+
+
+def _pace() -> None:
+    """Let threads ask for the interpreter less often where there are many."""
+    sys.setswitchinterval(max(_SWITCH, _SWITCH_EACH * threading.active_count()))
 
 
 def _has_ended(association: Association) -> bool:

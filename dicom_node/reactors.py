@@ -20,7 +20,8 @@ from pynetdicom.dul import DULServiceProvider
 
 log = structlog.get_logger()
 
-_LONGEST_WAIT = 0.25  # seconds; how late a timer may be noticed
+_LONGEST_WAIT = 30.0  # seconds for what rings no bell; a thousand idle threads that wake often take all the time
+_SHORTEST_WAIT = 0.25  # seconds; how late a timer may be noticed
 
 
 class Bell:
@@ -85,7 +86,7 @@ class Provider(DULServiceProvider):
 
     @property
     def _kill_thread(self) -> bool:
-        """Return whether the thread is to end; pynetdicom sets it in several places."""
+        """Return whether the thread is to end, or has ended; pynetdicom sets it in several places."""
         return self._is_killed
 
     @_kill_thread.setter
@@ -105,6 +106,7 @@ class Provider(DULServiceProvider):
                 self.assoc._dul_ready.set()
                 self._step()
         finally:
+            self._is_killed = True
             self.awake.set()
             self._bell.close()
 
@@ -116,9 +118,17 @@ class Provider(DULServiceProvider):
         try:
             event = self.event_queue.get(block=False)
         except queue.Empty:
-            self._bell.wait(self._readable(), _LONGEST_WAIT)
+            self._bell.wait(self._readable(), self._until_a_timer())
         else:
             self.state_machine.do_action(event)
+
+    def _until_a_timer(self) -> float:
+        """Return in how many seconds a timer has to be looked at; the association's thread acts on the idle one."""
+        if self.idle_timer_expired():
+            self.awake.set()
+        timers = [self._idle_timer, self.artim_timer]
+        running = [timer for timer in timers if timer._start_time is not None and timer._end_time is None]
+        return max(_SHORTEST_WAIT, min([_LONGEST_WAIT, *(timer.remaining for timer in running if timer.timeout)]))
 
     def _readable(self) -> Any:
         """Return what to wait for beside the bell."""
@@ -169,9 +179,7 @@ class Reactor(Association):
                 return
 
     def _serve_next(self) -> bool:
-        provider: Any = self.dul
         context_id, message = self.dimse.get_msg(block=False)
-        provider.wake()
         if message and context_id is not None:
             self._serve_request(message, context_id)
         return bool(message)
@@ -186,7 +194,7 @@ class Reactor(Association):
             self.dul.receive_pdu(wait=False)
             self.is_aborted, self.is_established = True, False
             evt.trigger(self, evt.EVT_ABORTED, {})
-        elif self.dul.is_alive():
+        elif not self.dul._kill_thread:
             if not self.dul.idle_timer_expired():
                 return False
             self.abort()

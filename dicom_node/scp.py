@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import ssl
 import threading
@@ -47,6 +48,7 @@ from dicom_node.wire import Limits
 log = structlog.get_logger()
 
 _UNASSOCIATED = 100  # connections beyond the limit of associations, so that who comes too much is told
+_OF_EACH, _OF_OTHERS = 3, 256  # descriptors: a connection's own, its bell and its file; those of all else
 _MEGABYTE = 1024 * 1024
 _NAMED = (1, 2)  # types of user identity: a user name, with or without a passcode (PS3.7 D.3.3.7)
 _ERROR_COMMENT = 64  # characters in a VR of LO
@@ -79,6 +81,7 @@ class Scp:
     def start(self) -> int:
         """Listen; return the port."""
         receive, node = self._settings.receive, self._settings.node
+        _require_descriptors(_OF_EACH * (receive.maximum_associations + _UNASSOCIATED) + _OF_OTHERS)
         _config.UNRESTRICTED_STORAGE_SERVICE = receive.keep_private_sop_classes
         entity = AE(ae_title=node.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -266,6 +269,17 @@ class Scp:
             self._ledger.history.note(name, now=time.time(), **fields)
         except NodeError as error:
             log.error("event.lost", event_name=name, reason=str(error))
+
+
+def _require_descriptors(number: int) -> None:
+    """Allow this process so many descriptors, where it is allowed to allow itself as many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= number:
+        return
+    allowed = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < number:
+        log.warning("descriptors.few", allowed=allowed, needed=number)
 
 
 def _ae_title(sent: Any) -> str:

@@ -1,17 +1,13 @@
 """What guards the wire: connections, PDUs and messages that cost the node nothing, whoever sends them.
 
 pynetdicom trusts its peers. It waits for as many bytes as a PDU header claims for as long as that takes, keeps
-messages without end in memory, starts a thread for every report, waits with `select`, which knows no descriptor above
-1,023, and leaves sockets to the garbage collector. The classes here stand in the places that it offers for its own; the
-one patch is at the end.
+messages without end in memory, starts a thread for every report, and leaves sockets to the garbage collector. The
+classes here stand in the places that it offers for its own.
 """
 
 from __future__ import annotations
 
-import select
 import socket
-import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +27,7 @@ from pynetdicom.transport import AssociationSocket
 from dicom_node.collecting import Collected, Room
 from dicom_node.pdata import LONGEST_COMMAND, Broken, Inflow, StoreRequest, Taking, Violation
 from dicom_node.reactors import Announced, Provider, Reactor
+from dicom_node.sockets import amend, close, is_ready, limit_waits
 
 log = structlog.get_logger()
 
@@ -85,7 +82,7 @@ class GuardedSocket(AssociationSocket):
     @property
     def ready(self) -> bool:
         """Whether there is something to read, and room for it."""
-        return self.may_be_read and (bool(self._handed_on) or _is_ready(self))
+        return self.may_be_read and (bool(self._handed_on) or is_ready(self))
 
     @property
     def has_been_handed_on(self) -> bool:
@@ -226,6 +223,13 @@ class GuardedMessages(DIMSEServiceProvider):
         self.is_reporting = False  # an N-EVENT-REPORT is being answered, in a thread of its own as pynetdicom has it
         self.msg_queue = Announced(cast(Any, association.dul).awake)
 
+    def get_msg(self, block: bool = False) -> Any:
+        """Take the next message, and let the next be read."""
+        found = super().get_msg(block)
+        if found[1] is not None:
+            cast(Any, self.dul).wake()
+        return found
+
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Collect a message, and hand it over when it is whole."""
         if self.message is None:
@@ -270,50 +274,4 @@ class GuardedMessages(DIMSEServiceProvider):
             cast(Any, self.dul).wake()
 
 
-def limit_waits(connection: socket.socket, seconds: float) -> None:
-    """Let no call on a connection wait longer than `seconds`.
-
-    The kernel sees to it where it can: with a time-out of Python's own, every read asks twice.
-    """
-    if isinstance(connection, ssl.SSLSocket):
-        connection.settimeout(seconds)
-        return
-    connection.settimeout(None)
-    interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
-
-
-def close(connection: socket.socket) -> None:
-    """Close a connection, whatever state it is in."""
-    with suppress(OSError):  # not connected any more: closing still frees the descriptor
-        connection.shutdown(socket.SHUT_RDWR)
-    with suppress(OSError):
-        connection.close()
-
-
-def _is_ready(self: AssociationSocket) -> bool:
-    """Whether there is something to read, by `poll`: `select` refuses descriptors above 1,023."""
-    connection = self.socket
-    if connection is None or not self._is_connected:
-        return False
-    try:
-        if isinstance(connection, ssl.SSLSocket) and connection.pending():
-            return True
-        waiting = select.poll()
-        waiting.register(connection, select.POLLIN)
-        return bool(waiting.poll(0))
-    except (OSError, ValueError):
-        self.event_queue.put("Evt17")  # transport connection closed
-        return False
-
-
-def _shutdown(self: AssociationSocket) -> None:
-    if self.socket is not None:
-        close(self.socket)
-
-
-# The one patch: associations that the node itself requests are given pynetdicom's own socket, which would ask `select`,
-# and which stays open where its connection was never made.
-AssociationSocket._shutdown_socket = _shutdown  # type: ignore[method-assign]
-AssociationSocket.ready = property(_is_ready)  # type: ignore[assignment, method-assign]
+amend()

@@ -9,6 +9,7 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code as PydicomCode
 
 from dicom_node.results import Work
+from dicom_node.results.drawing import box_of
 from dicom_node.results.header import complete, made_by, observer
 
 _SERIES_OFFSET = 16
@@ -19,7 +20,7 @@ def encode(work: Work) -> Sequence[Dataset]:
     """Return a list of the images that findings, or else structures, are best seen on; none where there is none."""
     findings = work.findings
     boxes = [finding.box for finding in findings.findings] or [
-        work.layers.box_of(segment) for segment in findings.segments
+        box_of(segment, findings) for segment in findings.segments
     ]
     if not boxes:
         return []
