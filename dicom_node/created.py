@@ -23,8 +23,7 @@ _CODED = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
 
 def created_objects() -> Iterator[str]:
     """Yield the section on created objects: the attributes of each and the codes in it (PS3.2 N.8)."""
-    source = _series()
-    results = encode_all(ORDER, _findings(), source, _context(), (Form(), Form("LABELMAP")))
+    source, results = _series(), created_results()
     yield from ("## N.8 Created objects", "")
     yield "The attributes of each object as it is encoded for a small CT series; other sources add what they state."
     yield "*source*: as in the images. *set*: made by the node. A value is given where it is always the same."
@@ -34,6 +33,11 @@ def created_objects() -> Iterator[str]:
         if name not in seen:
             seen.add(name)
             yield from _object(name, result, source)
+
+
+def created_results() -> list[Result]:
+    """Return every kind of object in every form, for a series of three small slices."""
+    return encode_all(ORDER, _findings(), _series(), _context(), (Form(), Form("LABELMAP")))
 
 
 def _object(name: str, result: Result, source: Source) -> Iterator[str]:

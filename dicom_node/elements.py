@@ -12,10 +12,12 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _SHORT = ("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "LO", "LT", "PN", "SH", "SL", "SS", "ST", "TM")
 _LONG = ("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV")
-_HEADS: Mapping[bytes, int] = {
+EXPLICIT_HEADS: Mapping[bytes, int] = {
     **{vr.encode(): 8 for vr in (*_SHORT, "UI", "UL", "US")},
     **{vr.encode(): 12 for vr in _LONG},
 }
+"""By VR, how many bytes stand before a value: tag, VR and a short or a long length (PS3.5 7.1.2)."""
+
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _MOST_ELEMENTS = 1_000_000  # at the top level; an image has some hundred
 _MOST_INSIDE = 10_000_000  # items and elements in one sequence of undefined length; 20,000 frames have a third of it
@@ -61,9 +63,9 @@ def scan(
     """
     found: dict[int, Place] = {}
     last, before, at, end = max(wanted, default=-1), -1, 0, len(view)
-    if is_implicit and bytes(view[4:6]) in _HEADS:
+    if is_implicit and bytes(view[4:6]) in EXPLICIT_HEADS:
         raise NotUnderstood("the data set has VRs, and is said to have none")
-    heads, long_length = _HEADS, _long_length  # every name is looked up some hundred times in each instance
+    heads, long_length = EXPLICIT_HEADS, _long_length  # every name is looked up some hundred times in each instance
     try:
         for _ in range(_MOST_ELEMENTS):
             if at >= end:
@@ -136,7 +138,7 @@ def _head(view: Bytes, at: int, is_implicit: bool) -> tuple[int, bytes, int, int
         group, element, length = _implicit_head(view, at)
         return group << 16 | element, b"", length, at + 8
     group, element, vr, length = _explicit_head(view, at)
-    size = _HEADS.get(vr, 0)
+    size = EXPLICIT_HEADS.get(vr, 0)
     if size == 8:
         return group << 16 | element, vr, length, at + 8
     if not size:

@@ -15,7 +15,7 @@ from dicom_node import rations
 from dicom_node.decoders import stored_values, syntax_name
 from dicom_node.errors import InputRefused, NotApplicable
 from dicom_node.findings import Reason
-from dicom_node.source import Source, SourceFrame
+from dicom_node.source import Instance, Source, SourceFrame
 
 
 def read_source(paths: Sequence[Path]) -> Source:
@@ -35,8 +35,13 @@ def read_source(paths: Sequence[Path]) -> Source:
     return source_of([header for header, _ in headers], [path for _, path in headers], frames)
 
 
-def source_of(headers: Sequence[Dataset], paths: Iterable[Path], frames: Iterable[SourceFrame]) -> Source:
-    """Return a source whose pixels come from `paths`, the files of `headers` in the same order."""
+def source_of(
+    headers: Sequence[Dataset],
+    paths: Iterable[Path],
+    frames: Iterable[SourceFrame],
+    known: tuple[Instance, ...] | None = None,
+) -> Source:
+    """Return a source whose pixels come from `paths`, the files of `headers` in the same order, as is `known`."""
     datasets, files, places = headers, tuple(paths), tuple(frames)
 
     def pixels(frame: int) -> npt.NDArray[Any]:
@@ -49,7 +54,7 @@ def source_of(headers: Sequence[Dataset], paths: Iterable[Path], frames: Iterabl
             return coloured if coloured.dtype == np.uint8 else (coloured >> 8).astype(np.uint8)
         return stored
 
-    return Source(datasets, places, pixels)
+    return Source(datasets, places, pixels, known)
 
 
 def decoded(path: Path, header: Dataset, indices: list[int]) -> list[npt.NDArray[Any]]:

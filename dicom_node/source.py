@@ -19,18 +19,40 @@ class SourceFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class Instance:
+    """What is different in every image of a series, and must be said of each in a result.
+
+    `position` is Image Position (Patient) as it is written, mm; empty where there is none. `like` is the number of an
+    image (index into `Source.datasets`) whose header says the same of class, study, series, frames, frame of
+    reference, size and direction: the image itself, or one before it.
+    """
+
+    sop_instance_uid: str
+    position: tuple[str, ...]
+    like: int
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """One series as a model saw it.
 
-    `datasets` are headers without pixel data, never changed, perhaps read only when they are asked for. `frames`
-    are in the order of axis 0 of every label array: for a classic series one frame per dataset, for a multi-frame
-    object one dataset for all.
+    `datasets` are headers without pixel data, never changed, perhaps read only when they are asked for; `known` is
+    what is known of each without reading it. `frames` are in the order of axis 0 of every label array: for a classic
+    series one frame per dataset, for a multi-frame object one dataset for all.
     `pixels` decodes a frame on demand: stored values, shape `(rows, columns)`, or `(rows, columns, 3)` in RGB.
     """
 
     datasets: Sequence[Dataset]
     frames: tuple[SourceFrame, ...]
     pixels: Callable[[int], npt.NDArray[Any]] | None = field(default=None, compare=False, repr=False)
+    known: tuple[Instance, ...] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Return what is different in each of `datasets`, in the same order."""
+        if self.known is not None:
+            return self.known
+        return tuple(instance_of(dataset, number) for number, dataset in enumerate(self.datasets))
 
     def header_of(self, frame: int) -> Dataset:
         """Return the header of frame number `frame` (index on axis 0) as a classic image has it."""
@@ -40,6 +62,12 @@ class Source:
     def dataset_of(self, frame: int) -> Dataset:
         """Return the header that frame number `frame` (index on axis 0) belongs to."""
         return self.datasets[self.frames[frame].instance]
+
+
+def instance_of(header: Dataset, number: int) -> Instance:
+    """Return what a header says of its own image alone; it is like no other."""
+    position = header.get("ImagePositionPatient") or ()
+    return Instance(str(header.SOPInstanceUID), tuple(str(value) for value in position), number)
 
 
 _FRAME_SEQUENCES = (

@@ -21,6 +21,44 @@ from dicom_node.watermark import Watermark
 _REMEMBERED = 10_000  # folders known to exist
 
 
+class Draft:
+    """A file that is being written and has no place yet; gone at the end of a `with` block, if it was given none."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the file."""
+        self.path = path
+        self.size = 0  # bytes
+        self._digest = hashlib.sha256()
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    @property
+    def sha256(self) -> str:
+        """Return the digest (hex) of what has been written."""
+        return self._digest.hexdigest()
+
+    def write(self, piece: Bytes) -> None:
+        """Write all of a piece."""
+        self._digest.update(piece)
+        self.size += write_all(self._descriptor, piece)
+
+    def sync(self) -> None:
+        """Make what has been written durable."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Delete the file, where it still has the name that it was made with."""
+        os.close(self._descriptor)
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Draft:
+        """Return the draft."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+
 class Spool:
     """The storage folder: `arrived/`, `studies/` as received, `results/` as encoded, `quarantine/`, `incoming/`."""
 
@@ -121,10 +159,36 @@ class Spool:
         The digest is part of the name: a worker that lost its lease and still writes the same object, with
         other times in it, must not change the bytes that the ledger knows and that a peer may hold already.
         """
-        sha256 = hashlib.sha256(content).hexdigest()
-        path = Path("results", sop_instance_uid[-2:], f"{sop_instance_uid}.{sha256[:16]}.dcm")
-        self._write(path, content)
-        return str(path), sha256
+        with self.draft([content]) as draft:
+            return self.keep_draft(sop_instance_uid, draft), draft.sha256
+
+    def draft(self, pieces: Iterable[Bytes]) -> Draft:
+        """Write an encoded result object, piece by piece, to where nobody looks for it yet."""
+        with availability():
+            self._make(self._incoming)
+            draft = Draft(self._incoming / uuid.uuid4().hex)
+            try:
+                for piece in pieces:
+                    draft.write(piece)
+            except BaseException:
+                draft.close()
+                raise
+        return draft
+
+    def keep_draft(self, sop_instance_uid: str, draft: Draft) -> str:
+        """Make a draft durable and give it its place among the results; return its path."""
+        path = Path("results", sop_instance_uid[-2:], f"{sop_instance_uid}.{draft.sha256[:16]}.dcm")
+        with availability():
+            try:
+                draft.sync()
+                target = self.storage / path
+                self._make(target.parent)
+                os.replace(draft.path, target)
+                sync_folder(target.parent)
+            except BaseException:
+                self._known.clear()  # somebody may have deleted a folder that we remember
+                raise
+        return str(path)
 
     def forget_other_results(self, sop_instance_uid: str, path: str) -> None:
         """Delete the files that other attempts wrote for the result whose one file is `path`."""
@@ -158,23 +222,6 @@ class Spool:
                         path.unlink()
                         swept += 1
         return swept
-
-    def _write(self, path: Path, content: Bytes) -> None:
-        temporary = self._incoming / uuid.uuid4().hex
-        with availability():
-            try:
-                self._make(self._incoming)
-                with temporary.open("xb", buffering=0) as file:
-                    write_all(file.fileno(), content)
-                    os.fsync(file.fileno())
-                target = self.storage / path
-                self._make(target.parent)
-                os.replace(temporary, target)
-                sync_folder(target.parent)
-            except BaseException:
-                self._known.clear()  # somebody may have deleted a folder that we remember
-                temporary.unlink(missing_ok=True)
-                raise
 
     def _make(self, folder: Path) -> None:
         """Make a folder and its parents, each durable in its own parent.

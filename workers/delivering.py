@@ -154,7 +154,8 @@ class Delivering:
         """Return what to send; refuse bytes that are not those the ledger vouches for."""
         path = self._spool.absolute(result.path)
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise Unavailable(f"the result's file cannot be read: {error.strerror}") from error
         if digest != result.sha256:

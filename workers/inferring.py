@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from io import BytesIO
 from typing import Any
 
 import structlog
-from pydicom import Dataset
 
 from dicom_node.catalogue import ModelFolder, read_model
 from dicom_node.config import Settings
@@ -26,14 +25,17 @@ from dicom_node.lifecycle import Kind, State
 from dicom_node.manifest import Manifest
 from dicom_node.rations import understood
 from dicom_node.results import ORDER, Result, encode_all, encoder
+from dicom_node.results.pieces import pieces
 from dicom_node.selfcheck import require_sound
-from dicom_node.spool import Spool
+from dicom_node.source import Source
+from dicom_node.spool import Draft, Spool
 from workers.attempt import Attempt
 from workers.bundle import Bundle, Bundles
 from workers.choosing import Choosing, Chosen
 from workers.findings_of import findings_of
 from workers.guarding import guarded
 from workers.prediction import Prediction
+from workers.stopwatch import Stopwatch
 
 log = structlog.get_logger()
 
@@ -130,19 +132,7 @@ class Inferring:
             findings = findings_of(guarded(predicted.prediction, volume.grid, manifest), volume, manifest, context)
             kinds, forms = self._wanted(job, manifest)
             results = encode_all(kinds, findings, volume.source, context, forms)
-            contents = [_written(result.dataset) for result in results]
-        with watch.stage("check"):
-            for form in forms:
-                require_sound(
-                    [
-                        content
-                        for result, content in zip(results, contents, strict=True)
-                        if result.form in (None, form.key)
-                    ],
-                    volume.source,
-                )
-        with watch.stage("keep"):
-            stored = [self._keep(*pair) for pair in zip(results, contents, strict=True)]
+        stored = self._written(results, forms, volume.source, watch)
         try:
             deliveries = self._ledger.jobs.inferred(
                 job, stored, now=time.time(), seconds=watch.seconds, began=watch.began, notes=volume.notes
@@ -151,6 +141,24 @@ class Inferring:
         finally:
             self._sweep(job, stored)
         log.info("job.inferred", results=len(stored), findings=len(findings.findings), **watch.seconds)
+
+    def _written(
+        self, results: Sequence[Result], forms: Sequence[Form], source: Source, watch: Stopwatch
+    ) -> list[StoredResult]:
+        """Write the objects, check them as they lie on the disk, and only then give them their places."""
+        with ExitStack() as stack:
+            with watch.stage("encode"):
+                drafts = [stack.enter_context(self._spool.draft(pieces(result.dataset))) for result in results]
+            with watch.stage("check"):
+                for form in forms:
+                    of_form = [
+                        draft.path
+                        for result, draft in zip(results, drafts, strict=True)
+                        if result.form in (None, form.key)
+                    ]
+                    require_sound(of_form, source)
+            with watch.stage("keep"):
+                return [self._keep(*pair) for pair in zip(results, drafts, strict=True)]
 
     def close(self) -> None:
         """End the models that live in processes of their own."""
@@ -223,10 +231,9 @@ class Inferring:
             if result.kind == "sr"
         )
 
-    def _keep(self, result: Result, content: memoryview) -> StoredResult:
-        """Write the object once; from here on only these bytes are sent."""
+    def _keep(self, result: Result, draft: Draft) -> StoredResult:
+        """Keep an object as it was written; from here on only these bytes are sent."""
         dataset = result.dataset
-        path, sha256 = self._spool.keep_result(dataset.SOPInstanceUID, content)
         return StoredResult(
             sop_instance_uid=dataset.SOPInstanceUID,
             sop_class_uid=dataset.SOPClassUID,
@@ -235,14 +242,7 @@ class Inferring:
             transfer_syntax_uid=dataset.file_meta.TransferSyntaxUID,
             kind=result.kind,
             form=result.form,
-            path=path,
-            sha256=sha256,
-            size=len(content),
+            path=self._spool.keep_draft(dataset.SOPInstanceUID, draft),
+            sha256=draft.sha256,
+            size=draft.size,
         )
-
-
-def _written(dataset: Dataset) -> memoryview:
-    """Return the object as a Part 10 file."""
-    buffer = BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getbuffer()

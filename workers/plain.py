@@ -21,6 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.elements import PIXEL_DATA, CutOff, NotUnderstood, Place, scan
 from dicom_node.errors import InputRefused
+from dicom_node.source import Instance, instance_of
 from workers.slices import TRAITS, Slice, read_header, slices_of
 
 _META_HEAD = 144  # preamble, DICM and the group length of the meta information
@@ -60,9 +61,11 @@ Sameness = tuple[str, tuple[tuple[int, str, bytes], ...]]
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """What a scan says of a file: what it shares with others, its own place, number and time, where its pixels are."""
+    """What a scan says of a file: what it shares with others, its own name and place, where its pixels are."""
 
     sameness: Sameness
+    sop_instance_uid: str
+    written: tuple[str, ...]  # the position as it is written
     position: tuple[float, float, float]
     instance_number: int
     acquisition_time: str
@@ -106,10 +109,18 @@ def _understood(head: bytes, size: int) -> Plain | None:
     pixels = found[PIXEL_DATA]
     if start + pixels.offset + pixels.length > size:
         return None
-    x, y, z = (float(part) for part in position.split(b"\\"))
+    written = tuple(part.strip() for part in position.decode().split("\\"))
+    x, y, z = (float(part) for part in written)
     same = tuple((tag, found[tag].vr, _bytes(data, found[tag])) for tag in sorted(_SAME & found.keys()))
     return Plain(
-        ((syntax, same)), (x, y, z), int(number or 0), time.decode().strip(), start + pixels.offset, pixels.length
+        sameness=(syntax, same),
+        sop_instance_uid=name.rstrip(b"\0").decode(),
+        written=written,
+        position=(x, y, z),
+        instance_number=int(number or 0),
+        acquisition_time=time.decode().strip(),
+        offset=start + pixels.offset,
+        length=pixels.length,
     )
 
 
@@ -186,6 +197,17 @@ class Headers(Sequence[Dataset]):
         like = {index: first.setdefault(self._like.get(number, number), index) for number, index in place.items()}
         known = {index: self._known[number] for number, index in place.items() if number in self._known}
         return Headers([self._paths[number] for number in numbers], known, like)
+
+
+def instances_of(headers: Headers, glances: Sequence[Plain | None], numbers: Sequence[int]) -> tuple[Instance, ...]:
+    """Return what is different in some of the files, in that order; only what no scan understood is read."""
+    first: dict[Sameness, int] = {}
+    return tuple(
+        instance_of(headers[number], index)
+        if (each := glances[number]) is None
+        else Instance(each.sop_instance_uid, each.written, first.setdefault(each.sameness, index))
+        for index, number in enumerate(numbers)
+    )
 
 
 def headers_of(paths: Sequence[Path], glances: Sequence[Plain | None], read: Iterator[Dataset]) -> Headers:

@@ -22,7 +22,7 @@ from dicom_node.selection import stack_objections
 from dicom_node.source import Source, SourceFrame
 from dicom_node.suv import first_acquisition, suv_factor
 from workers.frames import frames_of
-from workers.plain import Headers, Plain, glance, headers_of, placed, plain_words, to_read
+from workers.plain import Headers, Plain, glance, headers_of, instances_of, placed, plain_words, to_read
 from workers.prediction import Grid
 from workers.slices import Slice, flat_header, read_header, require_one_series
 from workers.stacks import best_stack
@@ -98,6 +98,7 @@ def load(paths: Sequence[Path], slot: InputSlot | None = None) -> Volume:
         headers.of(used),
         (paths[number] for number in used),
         (SourceFrame(place[piece.instance], piece.frame_number) for piece in stack.slices),
+        instances_of(headers, glances, used),
     )
     grid = _canonical(values, stack.slices, lattice, str(headers.shared(used[0]).get("Modality") or ""))
     return Volume(source, grid, lattice.order, lattice.flipped, stack.left_out)

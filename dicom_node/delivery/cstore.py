@@ -20,6 +20,7 @@ from dicom_node import rations
 from dicom_node.commitment import STORAGE_COMMITMENT, Reference
 from dicom_node.config import DeliveryTable, Peer
 from dicom_node.decoders import compressed_frames
+from dicom_node.delivery.pacing import pace
 from dicom_node.errors import PeerBusy, PeerRefused, PeerUnreachable, Refused
 from dicom_node.rations import understood
 from dicom_node.services import (
@@ -192,6 +193,7 @@ class Associated:
         refused_all = association.is_aborted and association.rejected_contexts
         if association.is_established or (refused_all and self._may_take_nothing):
             self._association = association
+            pace(association)
             return association
         answer: Any = association.acceptor.primitive
         if association.is_rejected and answer.result == _REJECTED_PERMANENTLY:

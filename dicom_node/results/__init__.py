@@ -14,6 +14,7 @@ from dicom_node.findings import Findings
 from dicom_node.forms import DEPENDS_ON_FORM, UNSEGMENTED, Form
 from dicom_node.labelling import Context
 from dicom_node.results.header import Headers, prepared
+from dicom_node.results.layers import Layers
 from dicom_node.services import RESULT_KIND_NAMES
 from dicom_node.source import Source
 
@@ -33,6 +34,7 @@ class Work:
     context: Context
     form: Form
     made: Made
+    layers: Layers
 
 
 class Encoder(Protocol):
@@ -62,17 +64,17 @@ def encode_all(
     """
     if unknown := set(kinds) - set(ORDER):
         raise ModelRefused(f"no result kind {', '.join(sorted(unknown))} (there is: {', '.join(ORDER)})")
-    headers = prepared(source)
+    headers, layers = prepared(source), Layers(findings)
     results: list[Result] = []
     for form in dict.fromkeys(forms):
         made: dict[str, Sequence[Dataset]] = {}
         for kind in (kind for kind in ORDER if kind in kinds and kind in DEPENDS_ON_FORM):
             made[kind] = encoder(kind).encode(
-                Work(findings, source, headers, context.in_form(form.key), form, dict(made))
+                Work(findings, source, headers, context.in_form(form.key), form, dict(made), layers)
             )
         results += [Result(kind, dataset, form.key) for kind, datasets in made.items() for dataset in datasets]
     for kind in (kind for kind in ORDER if kind in kinds and kind not in DEPENDS_ON_FORM):
-        objects = encoder(kind).encode(Work(findings, source, headers, context, UNSEGMENTED, {}))
+        objects = encoder(kind).encode(Work(findings, source, headers, context, UNSEGMENTED, {}, layers))
         results += [Result(kind, dataset) for dataset in objects]
     return results
 

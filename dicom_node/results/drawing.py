@@ -1,23 +1,13 @@
-"""What is said about a finding or a structure wherever it is drawn: its name, its numbers, its box."""
+"""What is said about a finding or a structure wherever it is drawn: its name, its numbers."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from dicom_node.findings import Box, Finding, Findings, Measurement, Segment
+from dicom_node.findings import Finding, Measurement, Segment
 
 FINDING_COLOUR = (255, 210, 0)  # sRGB
 _UNITS = {"cm3": "ml", "[hnsf'U]": "HU", "1": ""}  # as a person writes what UCUM writes otherwise
-
-
-def box_of(segment: Segment, findings: Findings) -> Box:
-    """Return the box around a segment on the frame that shows the most of it."""
-    mask = findings.labels[segment.layer] == segment.value
-    frame = int(np.argmax(mask.sum(axis=(1, 2))))
-    rows, columns = np.flatnonzero(mask[frame].any(axis=1)), np.flatnonzero(mask[frame].any(axis=0))
-    return Box(frame, float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
 def caption(tracked: Finding | Segment) -> str:

@@ -17,7 +17,7 @@ from dicom_node.findings import Box, Finding, Segment
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME
 from dicom_node.results import Work
 from dicom_node.results.contours import Contour, contours
-from dicom_node.results.drawing import FINDING_COLOUR, box_of, caption
+from dicom_node.results.drawing import FINDING_COLOUR, caption
 from dicom_node.results.header import complete, made_by
 from dicom_node.results.rendering import aspect, is_colour, window_of
 
@@ -144,7 +144,7 @@ def _annotations(frames: Sequence[int], layers: dict[str, Any], work: Work) -> I
     """Yield what is drawn on each frame: outlines of segments, boxes of findings, their names on the key frame."""
     outlined = {finding.segment for finding in work.findings.findings}
     for number, segment in enumerate(work.findings.segments):
-        key = None if number in outlined else box_of(segment, work.findings)
+        key = None if number in outlined else work.layers.box_of(segment)
         for frame in (frame for frame in _frames(segment, work) if frame in frames):
             mask = work.findings.labels[segment.layer][frame] == segment.value
             largest = sorted(contours(mask), key=len, reverse=True)[:_MOST_OUTLINES]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import highdicom as hd
 import numpy as np
@@ -23,7 +24,7 @@ from pydicom.valuerep import PersonName, validate_value
 from dicom_node.errors import InputRefused
 from dicom_node.findings import Code
 from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context, derive_uid
-from dicom_node.source import Source
+from dicom_node.source import Instance, Source
 
 ARTIFICIAL_INTELLIGENCE = PydicomCode("123110", "DCM", "Artificial Intelligence")
 PROCESSING_EQUIPMENT = PydicomCode("109102", "DCM", "Processing Equipment")
@@ -67,15 +68,51 @@ _OFFSET = re.compile("[+-][0-9]{4}")
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
+class Images(Sequence[Dataset]):
+    """Headers of images as highdicom can use them, each made ready when it is asked for."""
+
+    def __init__(self, originals: Sequence[Dataset], stated: Dataset, thickness: float) -> None:
+        """Take the source's headers; `stated` is the first of them in UTF-8."""
+        self._originals = originals
+        self._thickness = thickness
+        self._ready = {0: _filled(_shallow(stated), thickness)}
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+        return len(self._originals)
+
+    @overload
+    def __getitem__(self, number: int) -> Dataset: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Dataset]: ...
+    def __getitem__(self, number: int | slice) -> Dataset | Sequence[Dataset]:
+        """Return a header, the same object every time."""
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        number = range(len(self))[number]
+        if number not in self._ready:
+            self._ready[number] = self._like_the_first(_filled(_shallow(self._originals[number]), self._thickness))
+        return self._ready[number]
+
+    def _like_the_first(self, other: Dataset) -> Dataset:
+        """Say the same: it is equal but for rounding, or they would not be one stack, and highdicom asks every bit."""
+        for keyword in ("ImageOrientationPatient", "PixelSpacing"):
+            if keyword in self._ready[0]:
+                put(other, keyword, self._ready[0][keyword].value)
+        return other
+
+
 @dataclass(frozen=True, slots=True)
 class Headers:
     """The source's headers, ready: `images` for highdicom, `stated` for patient and study as the source has them.
 
     Nothing in `images` identifies the patient: highdicom would log what it finds odd, and refuse what is wrong.
+    `instances` has, in the same order, what is different in each image; there it costs nothing.
     """
 
-    images: list[Dataset]
+    images: Images
     stated: Dataset
+    instances: tuple[Instance, ...]
 
 
 def code(of: Code) -> PydicomCode:
@@ -218,16 +255,8 @@ def prepared(source: Source) -> Headers:
 
     Real headers lack elements, have wrong ones, and come in every character set. The source itself is never changed.
     """
-    thickness = _typical_gap(source)
     stated = _in_utf_8(source.datasets[0])
-    first = _filled(_shallow(stated), thickness)
-    others = [_filled(_shallow(other), thickness) for other in source.datasets[1:]]
-    for other in others:
-        # equal but for rounding, or they would not be one stack; highdicom wants them equal to the bit
-        for keyword in ("ImageOrientationPatient", "PixelSpacing"):
-            if keyword in first:
-                put(other, keyword, first[keyword].value)
-    return Headers([first, *others], stated)
+    return Headers(Images(source.datasets, stated, _typical_gap(source)), stated, source.instances)
 
 
 def put(dataset: Dataset, keyword: str, value: Any) -> None:

@@ -9,7 +9,6 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code as PydicomCode
 
 from dicom_node.results import Work
-from dicom_node.results.drawing import box_of
 from dicom_node.results.header import complete, made_by, observer
 
 _SERIES_OFFSET = 16
@@ -20,7 +19,7 @@ def encode(work: Work) -> Sequence[Dataset]:
     """Return a list of the images that findings, or else structures, are best seen on; none where there is none."""
     findings = work.findings
     boxes = [finding.box for finding in findings.findings] or [
-        box_of(segment, findings) for segment in findings.segments
+        work.layers.box_of(segment) for segment in findings.segments
     ]
     if not boxes:
         return []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,20 +13,34 @@ import numpy.typing as npt
 Plane = npt.NDArray[np.unsignedinteger]
 """Labels of shape `(rows, columns)`, 0 where nothing is."""
 
-Rows = tuple[int, int]
-"""The first row and the row after the last."""
 
+class Extent(NamedTuple):
+    """Where in a plane a value is: its first row, the row after its last, and how many pixels it has."""
+
+    first: int
+    after: int
+    pixels: int
+
+
+_ITEM = b"\xfe\xff\x00\xe0"
 _LONGEST_RUN = 128  # PS3.5 G.3.1
 _TOGETHER = 8  # frames of any size that are whole bytes together
 
 
-def rows_by_value(plane: Plane) -> dict[int, Rows]:
-    """Return for each value but 0 of a plane between which rows it lies."""
-    rows, starts = _runs(plane)
-    values = plane.ravel()[starts]
+def extents(plane: Plane) -> dict[int, Extent]:
+    """Return for each value but 0 of a plane where it is."""
+    filled = np.flatnonzero(plane.any(axis=1))
+    if not len(filled):
+        return {}
+    top, part = int(filled[0]), plane[filled[0] : filled[-1] + 1]
+    rows, starts = _runs(part)
+    values = part.ravel()[starts]
+    pixels = np.bincount(values, np.diff(starts, append=part.size))
     first = dict(zip(values[::-1].tolist(), rows[::-1].tolist(), strict=True))  # of several the last one counts
     last = dict(zip(values.tolist(), rows.tolist(), strict=True))
-    return {value: (first[value], last[value] + 1) for value in sorted(first) if value}
+    return {
+        value: Extent(top + first[value], top + last[value] + 1, int(pixels[value])) for value in sorted(first) if value
+    }
 
 
 def _runs(plane: Plane) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -39,18 +55,18 @@ def _runs(plane: Plane) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
 # -- bits ---------------------------------------------------------------------------------------------------------
 
 
-def bits(frames: Iterable[tuple[Plane, int, Rows]], shape: tuple[int, int]) -> Iterator[bytes]:
+def bits(frames: Iterable[tuple[Plane, int, Extent]], shape: tuple[int, int]) -> Iterator[bytes]:
     """Yield frames as bits, the first pixel in the lowest bit, frames without a gap between them (PS3.5 8.1.1).
 
-    A frame is a plane of labels, the value that becomes 1, and the rows outside of which there is none.
+    A frame is a plane of labels, the value that becomes 1, and where that is.
     """
     if shape[1] % 8 == 0:
-        return (_by_rows(plane, value, rows) for plane, value, rows in frames)
+        return (_by_rows(plane, value, extent) for plane, value, extent in frames)
     return _across_frames((plane == value for plane, value, _ in frames), shape)
 
 
-def _by_rows(plane: Plane, value: int, rows: Rows) -> bytes:
-    first, after = rows
+def _by_rows(plane: Plane, value: int, extent: Extent) -> bytes:
+    first, after, _ = extent
     a_row = plane.shape[1] // 8
     packed = np.packbits(plane[first:after] == value, bitorder="little").tobytes()
     return bytes(first * a_row) + packed + bytes((plane.shape[0] - after) * a_row)
@@ -70,6 +86,17 @@ def _across_frames(masks: Iterable[npt.NDArray[np.bool_]], shape: tuple[int, int
 def size_of_bits(frames: int, shape: tuple[int, int]) -> int:
     """Return how many bytes so many frames are as bits, without a padding byte."""
     return -(-frames * shape[0] * shape[1] // 8)
+
+
+# -- fragments ----------------------------------------------------------------------------------------------------
+
+
+def fragments(frames: Sequence[bytes]) -> list[bytes]:
+    """Return encoded frames as items, one each, behind a table of their offsets (PS3.5 A.4), without the delimiter."""
+    items = [piece for frame in frames for piece in (_ITEM + struct.pack("<L", len(frame)), frame)]
+    offsets = accumulate((8 + len(frame) for frame in frames[:-1]), initial=0)
+    table = struct.pack(f"<{len(frames)}L", *offsets)
+    return [_ITEM + struct.pack("<L", len(table)) + table, *items]
 
 
 # -- run lengths --------------------------------------------------------------------------------------------------

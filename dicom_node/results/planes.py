@@ -14,18 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from highdicom.spatial import get_normal_vector, get_volume_positions
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.encaps import encapsulate
 from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.uid import RLELossless
 from pydicom.valuerep import DS, format_number_as_ds
 
 from dicom_node.findings import Segment
-from dicom_node.results.packing import Rows, bits, rows_by_value, run_lengths
+from dicom_node.results.header import Headers
+from dicom_node.results.layers import Labels, Planes, numbers
+from dicom_node.results.packing import Extent, bits, fragments, run_lengths, size_of_bits
+from dicom_node.results.pieces import Pixels
 from dicom_node.results.template import Template, leave_encoded, sequence, text, uid
-
-Labels = npt.NDArray[np.unsignedinteger]
-"""Shape `(frames, rows, columns)`."""
+from dicom_node.source import Instance
 
 Seed = Callable[[Sequence[Dataset], Labels], Dataset]
 """Makes a segmentation of a few images and as many planes of Segment Numbers."""
@@ -35,9 +36,10 @@ _MANY = 3  # planes; with fewer there is nothing to gain
 _VARYING = ("DimensionIndexValues", "ImagePositionPatient", "ReferencedSOPInstanceUID", "ReferencedSegmentNumber")
 
 
-def is_series_of_planes(images: Sequence[Dataset]) -> bool:
+def is_series_of_planes(headers: Headers) -> bool:
     """Return whether each image is one plane in the patient, of one class, size and direction."""
-    return len(images) >= _MANY and len({_sameness(image) for image in images}) == 1 and "" not in _sameness(images[0])
+    different = {_sameness(headers.images[number]) for number in {each.like for each in headers.instances}}
+    return len(headers.instances) >= _MANY and len(different) == 1 and "" not in different.pop()
 
 
 def _sameness(image: Dataset) -> tuple[str, ...]:
@@ -47,32 +49,7 @@ def _sameness(image: Dataset) -> tuple[str, ...]:
     return (*(str(image.get(keyword) or "") for keyword in keywords), place, "1" if frames == "1" else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Planes:
-    """Labels, and for each plane of them the values it has with the rows they lie between."""
-
-    labels: Labels
-    contents: tuple[dict[int, Rows], ...]
-
-    @classmethod
-    def of(cls, labels: Labels) -> Planes:
-        """Look at each plane once."""
-        return cls(labels, tuple(rows_by_value(plane) for plane in labels))
-
-    def count(self, value: int) -> int:
-        """Return on how many planes a value is."""
-        return sum(value in content for content in self.contents)
-
-    def numbered(self, segments: Sequence[Segment]) -> Labels:
-        """Return the labels with each segment's value replaced by its Segment Number, everything else 0."""
-        return _table(self.labels, segments)[self.labels]
-
-
-def _table(labels: Labels, segments: Sequence[Segment]) -> Labels:
-    table: Labels = np.zeros(np.iinfo(labels.dtype).max + 1, np.uint8 if len(segments) <= 255 else np.uint16)
-    for number, segment in enumerate(segments, start=1):
-        table[segment.value] = number
-    return table
+_NOWHERE = Extent(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +60,17 @@ class _Frame:
     place: int
     value: int = 0
     number: int = 0
-    rows: Rows = (0, 0)
+    extent: Extent = _NOWHERE
 
 
-def of_planes(planes: Planes, segments: Sequence[Segment], images: Sequence[Dataset], seed: Seed) -> Dataset:
+def of_planes(planes: Planes, segments: Sequence[Segment], headers: Headers, seed: Seed) -> Dataset:
     """Return a segmentation as `seed` makes it of a few images, with the frames of all.
 
     There is one plane for each image. Frames are in the order of their segments, then of their places along
     the images' normal; those without a pixel are left out.
     """
-    positions = np.array([[float(value) for value in image.ImagePositionPatient] for image in images])
+    images, instances = headers.images, headers.instances
+    positions = np.array([[float(value) for value in instance.position] for instance in instances])
     order = _order(positions, images[0])
     labels, contents = planes.labels, planes.contents
     values = {segment.value for segment in segments}
@@ -108,18 +86,18 @@ def of_planes(planes: Planes, segments: Sequence[Segment], images: Sequence[Data
     correct_ambiguous_vr(made, True)
     if made.SegmentationType == "LABELMAP":
         frames = [_Frame(plane, place) for place, plane in enumerate(used, start=1)]
-        table = _table(labels, segments)
-        made.PixelData = encapsulate([run_lengths(table[labels[frame.plane]]) for frame in frames])
-        made["PixelData"].VR = "OB"
+        table = numbers(labels, segments)
+        items = fragments([run_lengths(table[labels[frame.plane]]) for frame in frames])
+        pixels = Pixels(lambda: items, sum(map(len, items)))
         made.file_meta.TransferSyntaxUID = RLELossless
     else:
         frames = list(_frames(contents, segments, used))
-        packed = bits(((labels[frame.plane], frame.value, frame.rows) for frame in frames), labels.shape[1:])
-        made.PixelData = _even(b"".join(packed))
+        pixels = _bits(labels, frames)
+    made["PixelData"] = DataElement("PixelData", "OB", pixels)
     made.NumberOfFrames = len(frames)
     item = Template(seeded.PerFrameFunctionalGroupsSequence[0], _VARYING)
-    made[_FRAMES] = sequence(_FRAMES, _items(item, frames, images))
-    _refer(made, images)
+    made[_FRAMES] = sequence(_FRAMES, _items(item, frames, instances))
+    _refer(made, instances)
     is_one_a_place = made.SegmentationType == "LABELMAP" or len(segments) == 1
     _say_spacing(made, images[0], positions, sorted(used) if is_one_a_place else [])
     return made
@@ -143,22 +121,32 @@ def _order(positions: npt.NDArray[np.float64], image: Dataset) -> list[int]:
     return [int(plane) for plane in np.unique(along, return_index=True)[1]]
 
 
-def _frames(contents: Sequence[dict[int, Rows]], segments: Sequence[Segment], used: Sequence[int]) -> Iterator[_Frame]:
+def _frames(
+    contents: Sequence[dict[int, Extent]], segments: Sequence[Segment], used: Sequence[int]
+) -> Iterator[_Frame]:
     for number, segment in enumerate(segments, start=1):
         for place, plane in enumerate(used, start=1):
             if segment.value in contents[plane]:
                 yield _Frame(plane, place, segment.value, number, contents[plane][segment.value])
 
 
-def _even(packed: bytes) -> bytes:
-    return packed + b"\0" * (len(packed) % 2)
+def _bits(labels: Labels, frames: Sequence[_Frame]) -> Pixels:
+    """Return pixel data that is packed when it is written: thousands of frames of a few structures fill gigabytes."""
+    shape = labels.shape[1], labels.shape[2]
+    size = size_of_bits(len(frames), shape)
+
+    def packed() -> Iterator[bytes]:
+        yield from bits(((labels[frame.plane], frame.value, frame.extent) for frame in frames), shape)
+        yield bytes(size % 2)
+
+    return Pixels(packed, size + size % 2)
 
 
-def _items(item: Template, frames: Sequence[_Frame], images: Sequence[Dataset]) -> Iterator[bytes]:
+def _items(item: Template, frames: Sequence[_Frame], instances: Sequence[Instance]) -> Iterator[bytes]:
     """Yield the functional groups of each frame; the order of indices is that of DimensionIndexSequence."""
     planes = {frame.plane for frame in frames}
-    positions = {plane: _position(images[plane]) for plane in planes}
-    uids = {plane: uid(images[plane].SOPInstanceUID) for plane in planes}
+    positions = {plane: _position(instances[plane]) for plane in planes}
+    uids = {plane: uid(instances[plane].sop_instance_uid) for plane in planes}
     for frame in frames:
         indices = (frame.number, frame.place) if frame.number else (frame.place,)
         yield item.filled(
@@ -171,15 +159,15 @@ def _items(item: Template, frames: Sequence[_Frame], images: Sequence[Dataset]) 
         )
 
 
-def _position(image: Dataset) -> bytes:
+def _position(instance: Instance) -> bytes:
     """Return a position as it was written, where it is a valid Decimal String, else rounded to be one."""
-    return text("\\".join(str(DS(value, auto_format=True)) for value in image.ImagePositionPatient))
+    return text("\\".join(str(DS(value, auto_format=True)) for value in instance.position))
 
 
-def _refer(made: Dataset, images: Sequence[Dataset]) -> None:
+def _refer(made: Dataset, instances: Sequence[Instance]) -> None:
     """Refer to all images, where the seed refers to a few (PS3.3 C.7.6.1, C.12.2)."""
     item = Template(made.SourceImageSequence[0], ["ReferencedSOPInstanceUID"])
-    items = [item.filled({"ReferencedSOPInstanceUID": uid(image.SOPInstanceUID)}) for image in images]
+    items = [item.filled({"ReferencedSOPInstanceUID": uid(each.sop_instance_uid)}) for each in instances]
     made["SourceImageSequence"] = sequence("SourceImageSequence", items)
     series = made.ReferencedSeriesSequence[0]
     series["ReferencedInstanceSequence"] = sequence("ReferencedInstanceSequence", items)

@@ -8,6 +8,7 @@ import highdicom as hd
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicom_node.errors import ResultRefused
 from dicom_node.findings import Findings, Segment
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME, Context
 from dicom_node.results import Work
@@ -19,19 +20,26 @@ from dicom_node.results.header import (
     made_by,
     on_frames,
 )
-from dicom_node.results.planes import Labels, Planes, compress, is_series_of_planes, of_planes
+from dicom_node.results.layers import Labels, Planes
+from dicom_node.results.packing import size_of_bits
+from dicom_node.results.planes import compress, is_series_of_planes, of_planes
 from dicom_node.results.template import leave_encoded
 
 _SERIES_OFFSET = 0
 _SPLIT_SERIES_OFFSET = 100
+_LONGEST = 0xFFFFFFFE  # bytes of native pixel data
 _LAYERS = 10  # series numbers that the layers of one model may use
 
 
 def encode(work: Work) -> Sequence[Dataset]:
     """Return one SEG for each layer of labels that has a segment; segments in one SEG never overlap.
 
-    A layer of more frames than the form allows becomes one SEG for each structure. There is none for frames
-    without a place in the patient, a cine's: such a SEG cannot say which frame it lies on.
+    A layer of more frames than the form allows, or of more bits than native pixel data can have, becomes one SEG for
+    each structure. There is none for frames without a place in the patient, a cine's: such a SEG cannot say which
+    frame it lies on.
+
+    Raises:
+        ResultRefused: one structure alone has more bits than native pixel data can have.
     """
     if work.form.segmentation_type is None or _is_cine(work.headers.images[0]):
         return []
@@ -46,11 +54,22 @@ def _is_cine(image: Dataset) -> bool:
 def _parts(layer: int, work: Work) -> list[tuple[tuple[Segment, ...], Planes]]:
     """Return the segments of a layer, together or, where that makes too many frames, each by itself."""
     segments = work.findings.segments_of(layer)
-    planes = Planes.of(on_frames(work.findings.labels[layer], work.source))
+    labels = work.findings.labels[layer]
+    ordered = on_frames(labels, work.source)
+    planes = work.layers[layer] if ordered is labels else Planes.of(ordered)
+    frames = sum(planes.count(segment.value) for segment in segments)
     limit = work.form.split_above
-    if limit and sum(planes.count(segment.value) for segment in segments) > limit:
-        return [((segment,), planes) for segment in segments]
-    return [(segments, planes)]
+    if not (limit and frames > limit) and not _is_too_long(frames, planes, work):
+        return [(segments, planes)]
+    if any(_is_too_long(planes.count(segment.value), planes, work) for segment in segments):
+        raise ResultRefused("a structure has 4 GB of bits: only as LABELMAP can it be a segmentation")
+    return [((segment,), planes) for segment in segments]
+
+
+def _is_too_long(frames: int, planes: Planes, work: Work) -> bool:
+    """Return whether so many frames are more than a length of 32 bits can say (PS3.5 7.1.1); it must be even."""
+    _, rows, columns = planes.labels.shape
+    return work.form.segmentation_type == "BINARY" and size_of_bits(frames, (rows, columns)) > _LONGEST
 
 
 def _encode_part(number: int, segments: Sequence[Segment], planes: Planes, work: Work) -> Dataset:
@@ -61,8 +80,8 @@ def _encode_part(number: int, segments: Sequence[Segment], planes: Planes, work:
     def made(images: Sequence[Dataset], labels: Labels) -> Dataset:
         return _made(number, labels, images, segments, work)
 
-    if is_series_of_planes(headers.images):
-        encoded = of_planes(planes, segments, headers.images, made)
+    if is_series_of_planes(headers):
+        encoded = of_planes(planes, segments, headers, made)
     else:
         encoded = made(headers.images, planes.numbered(segments))
     if encoded.SegmentationType == "LABELMAP":

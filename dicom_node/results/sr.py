@@ -19,7 +19,7 @@ from pydicom.sr.coding import Code as PydicomCode
 from dicom_node.findings import Answer, Box, Code, Finding, Findings, Measurement, Segment
 from dicom_node.labelling import Context, Predecessor
 from dicom_node.results import Work
-from dicom_node.results.drawing import box_of
+from dicom_node.results.evidence import refer_to_all, shown
 from dicom_node.results.header import (
     ARTIFICIAL_INTELLIGENCE,
     algorithm_parameters,
@@ -29,6 +29,8 @@ from dicom_node.results.header import (
     observer,
     put,
 )
+from dicom_node.results.layers import Layers
+from dicom_node.results.template import encode_items, leave_encoded
 from dicom_node.source import Source, flat
 
 _SERIES_OFFSET = 10
@@ -56,13 +58,12 @@ def encode(work: Work) -> Sequence[Dataset]:
 
     Where the model could answer only a part of its question, all are PARTIAL and say what is missing.
     """
-    findings, source, headers, context = work.findings, work.source, work.headers, work.context
+    findings, source, context = work.findings, work.source, work.context
     segmentations = list(work.made.get("seg", ()))
     reports = []
-    groups, key_frames = _groups(findings, source, context, segmentations)
+    groups, key_frames = _groups(findings, source, context, segmentations, work.layers)
     if groups:
-        evidence = [*headers.images, *segmentations]
-        reports.append(_report(0, groups, evidence, _library(key_frames, source, headers.images), work))
+        reports.append(_report(0, groups, key_frames, segmentations, work))
     # groups without coordinates must not stand in a report with groups that have: see the top of the file
     without_places = (
         _absences(findings, context),
@@ -70,31 +71,26 @@ def encode(work: Work) -> Sequence[Dataset]:
     )
     for ordinal, made in enumerate(without_places, start=1):
         if made:
-            library = _library([len(source.frames) // 2], source, headers.images)
-            reports.append(_report(ordinal, made, headers.images, library, work))
+            reports.append(_report(ordinal, made, [len(source.frames) // 2], [], work))
     return reports
 
 
 def _report(
-    ordinal: int,
-    groups: Sequence[Any],
-    evidence: Sequence[Dataset],
-    library: Sequence[Dataset],
-    work: Work,
+    ordinal: int, groups: Sequence[Any], key_frames: Sequence[int], segmentations: Sequence[Dataset], work: Work
 ) -> Dataset:
-    """Return one document; `evidence` has the images first, for a viewer takes the first series for the image's."""
-    headers, context = work.headers, work.context
+    """Return one document; its evidence has the images first: a viewer takes the first series for the image's."""
+    source, headers, context = work.source, work.headers, work.context
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer(context)),
         procedure_reported=_PROCEDURES.get(str(headers.images[0].get("Modality")), _ANY_PROCEDURE),
         imaging_measurements=groups,
         title=_IMAGING_MEASUREMENT_REPORT,
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
-        referenced_images=library,
-    )
-    report = sr.Comprehensive3DSR(
-        evidence=evidence,
-        content=content[0],
+        referenced_images=_library(key_frames, source, headers.images),
+    )[0]
+    seeded = sr.Comprehensive3DSR(
+        evidence=[*shown(headers, (source.frames[frame].instance for frame in key_frames)), *segmentations],
+        content=_beginning(content),
         series_instance_uid=context.uid("sr series", ordinal),
         series_number=context.series_number,
         sop_instance_uid=context.uid("sr", ordinal),
@@ -104,16 +100,32 @@ def _report(
         previous_versions=[_predecessor(earlier, headers.images[0]) for earlier in context.predecessors] or None,
         **made_by(context),
     )
+    report = Dataset()
+    report.update(seeded)
+    report.file_meta = seeded.file_meta
+    report["ContentSequence"] = content["ContentSequence"]
+    refer_to_all(report, headers)
     if work.findings.incomplete:
         report.CompletionFlagDescription = "; ".join(work.findings.incomplete)[:64]
-    return complete(report, headers, context, series_offset=_SERIES_OFFSET + ordinal)
+    complete(report, headers, context, series_offset=_SERIES_OFFSET + ordinal)
+    encode_items(report, "ContentSequence")
+    leave_encoded(report)
+    return report
+
+
+def _beginning(content: Dataset) -> Dataset:
+    """Return a document's content with its first item alone: highdicom would copy, and go through, all of it."""
+    beginning = Dataset()
+    beginning.update(content)
+    put(beginning, "ContentSequence", content.ContentSequence[:1])
+    return beginning
 
 
 # -- groups -------------------------------------------------------------------------------------------------------
 
 
 def _groups(
-    findings: Findings, source: Source, context: Context, segmentations: Sequence[Dataset]
+    findings: Findings, source: Source, context: Context, segmentations: Sequence[Dataset], layers: Layers
 ) -> tuple[list[Any], list[int]]:
     """Return the measurement groups, and the frames that they draw on."""
     groups: list[Any] = []
@@ -124,7 +136,7 @@ def _groups(
     outlined = {finding.segment for finding in findings.findings}
     for number, segment in enumerate(findings.segments):
         if number not in outlined:
-            box = box_of(segment, findings)
+            box = layers.box_of(segment)
             groups.extend(_segment_groups(segment, box, findings, source, context, segmentations))
             frames.append(box.frame)
     return groups, frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -9,10 +10,15 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import RLELossless
 
+from dicom_node.errors import ResultRefused
 from dicom_node.forms import Form
 from dicom_node.results import encode_all, planes, seg
+from dicom_node.results.header import prepared
+from dicom_node.results.layers import Layers
+from dicom_node.selfcheck import require_sound
 from tests.conformance.cases import GEOMETRIES, context, encoded, make_case, manifest
 from tests.datasets import ct, write
+from workers import plain
 from workers.findings_of import findings_of
 from workers.prediction import Prediction
 from workers.volume import load
@@ -51,7 +57,7 @@ def assert_same(case, monkeypatch, form) -> None:
     monkeypatch.setattr(seg, "of_planes", lambda *given: seeds.append(given) or of_planes(*given))
     ours = written(case, form)
     assert len(seeds) == len(ours) > 0
-    monkeypatch.setattr(seg, "is_series_of_planes", lambda images: False)
+    monkeypatch.setattr(seg, "is_series_of_planes", lambda headers: False)
     theirs = written(case, form)
     assert len(seeds) == len(ours)
 
@@ -107,8 +113,49 @@ def test_a_label_map_of_frames_of_an_odd_size_is_written(tmp_path, slices):
     assert np.array_equal(read.pixel_array, labels[-1])
 
 
+@pytest.mark.parametrize("form", [Form("BINARY"), Form("LABELMAP")])
+def test_what_is_too_long_for_native_pixel_data_is_one_segmentation_for_each_structure(tmp_path, monkeypatch, form):
+    case = make_case(tmp_path, "axial")
+    layers, whole = Layers(case.findings), written(case, form)
+    frames = [layers[each.layer].count(each.value) for each in case.findings.segments]
+    image = case.volume.source.datasets[0]
+    a_frame = image.Rows * image.Columns // 8
+
+    monkeypatch.setattr(seg, "_LONGEST", a_frame * max(frames))
+    parts = written(case, form)
+
+    assert len(whole) < len(frames)
+    if form.segmentation_type == "LABELMAP":
+        assert len(parts) == len(whole)
+        return
+    assert [int(dcmread(BytesIO(part)).NumberOfFrames) for part in parts] == frames
+    monkeypatch.setattr(seg, "_LONGEST", a_frame * max(frames) - 1)
+    with pytest.raises(ResultRefused, match="only as LABELMAP"):
+        written(case, form)
+
+
 def test_a_series_of_two_slices_is_left_to_highdicom(tmp_path):
     case = make_case(tmp_path)
 
-    assert not planes.is_series_of_planes(list(case.volume.source.datasets[:2]))
-    assert planes.is_series_of_planes(list(case.volume.source.datasets[:3]))
+    def of_the_first(count):
+        source = case.volume.source
+        return replace(source, datasets=source.datasets[:count], known=source.instances[:count])
+
+    assert not planes.is_series_of_planes(prepared(of_the_first(2)))
+    assert planes.is_series_of_planes(prepared(of_the_first(3)))
+
+
+def test_of_a_plain_series_only_the_headers_of_key_images_are_read(tmp_path, monkeypatch):
+    case = make_case(tmp_path, "axial")
+    source = load(case.paths).source
+    read = []
+    original = plain.read_header
+    monkeypatch.setattr(plain, "read_header", lambda path: read.append(path) or original(path))
+
+    results = encode_all(["seg", "sr"], case.findings, source, case.context)
+    require_sound([encoded(result.dataset) for result in results], source)
+
+    drawn_on = len({frame for frame in (Layers(case.findings).box_of(each).frame for each in case.findings.segments)})
+    assert {result.kind for result in results} == {"seg", "sr"}
+    assert len(set(read)) <= drawn_on + 1, "the second image tells highdicom how far apart they are"
+    assert len(set(read)) < len(case.paths) - 1

@@ -75,7 +75,7 @@ def a_frame_too_few(seg: Dataset, report: Dataset) -> None:
 
 
 def bytes_too_few(seg: Dataset, report: Dataset) -> None:
-    seg.PixelData = seg.PixelData[:-2]
+    seg.PixelData = seg.PixelData.read()[:-2]
 
 
 def a_segment_without_a_frame(seg: Dataset, report: Dataset) -> None:

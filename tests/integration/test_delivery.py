@@ -11,6 +11,7 @@ from pydicom.uid import JPEG2000Lossless
 from pynetdicom import AE, evt
 
 from dicom_node.config import DeliveryTable, Peer
+from dicom_node.delivery import cstore, pacing
 from dicom_node.delivery.cstore import Parcel, contexts_for, deliver, echo
 from dicom_node.errors import PeerBusy, PeerRefused, PeerUnreachable
 from tests.acceptance.stand import OrthancProcess
@@ -225,6 +226,69 @@ def test_a_peer_that_aborts_in_the_middle_is_busy(pacs, parcels):
 
     with pytest.raises(PeerBusy):
         to(pacs(answer=abort).peer, parcels)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A file of 12 MB, which is 750 PDUs."""
+    image = ct(1)
+    image.Rows, image.Columns, image.PixelData = 3000, 2000, bytes(12_000_000)
+    return Parcel(CT, str(image.SOPInstanceUID), EXPLICIT, write(image, tmp_path / "large.dcm"))
+
+
+@pytest.fixture
+def associations(monkeypatch):
+    """Those that were made to send."""
+    made = []
+    monkeypatch.setattr(cstore, "pace", lambda association: made.append(association) or pacing.pace(association))
+    return made
+
+
+def test_of_a_large_file_no_more_is_read_than_a_slow_peer_takes(pacs, large, associations):
+    waiting = []
+
+    def slow(event):
+        waiting.append(associations[0].dul.to_provider_queue.qsize() if associations else 0)
+        time.sleep(0.001)
+
+    there = pacs()
+    there.server.bind(evt.EVT_PDU_RECV, slow)
+
+    to(there.peer, [large], sent=lambda *_: there.server.unbind(evt.EVT_PDU_RECV, slow))
+
+    assert there.received[large.sop_instance_uid] == dataset_bytes_of(large.path.read_bytes())
+    assert len(waiting) > 700
+    assert max(waiting) <= 64
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 24])
+def test_no_more_of_a_large_file_is_sent_at_once_whatever_a_peer_would_take(pacs, large, limit):
+    lengths = []
+    there = pacs(maximum_pdu_size=limit)
+    there.server.bind(evt.EVT_DATA_RECV, lambda event: lengths.append(len(event.data)))
+
+    to(there.peer, [large])
+
+    assert there.received[large.sop_instance_uid] == dataset_bytes_of(large.path.read_bytes())
+    assert 100_000 < max(lengths) < 140_000
+
+
+def test_a_peer_that_aborts_in_the_middle_of_a_large_file_is_busy(pacs, large):
+    there, seen = pacs(), []
+
+    def abort(event):
+        seen.append(event.pdu)
+        if len(seen) == 40:
+            event.assoc.abort(block=False)
+
+    there.server.bind(evt.EVT_PDU_RECV, abort)
+    began = time.monotonic()
+
+    with pytest.raises(PeerBusy):
+        to(there.peer, [large])
+
+    assert time.monotonic() - began < 30
+    assert not there.received
 
 
 def test_a_peer_that_drops_the_line_after_the_first_file_has_the_first(pacs, parcels):

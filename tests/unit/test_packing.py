@@ -7,7 +7,7 @@ import pytest
 from pydicom.pixels.decoders.rle import _rle_decode_frame
 from pydicom.pixels.utils import unpack_bits
 
-from dicom_node.results.packing import bits, rows_by_value, run_lengths, size_of_bits
+from dicom_node.results.packing import bits, extents, run_lengths, size_of_bits
 
 SHAPES = [(16, 24), (16, 8), (6, 12), (5, 7), (1, 1), (3, 1), (1, 300)]
 
@@ -25,7 +25,7 @@ def labels(shape, frames=11, dtype=np.uint8, values=4):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_frames_of_any_size_are_packed_without_a_gap(shape):
     planes = labels(shape)
-    contents = [rows_by_value(plane) for plane in planes]
+    contents = [extents(plane) for plane in planes]
     frames = [(n, value) for value in (1, 2, 3) for n in range(len(planes)) if value in contents[n]]
 
     packed = b"".join(bits(((planes[n], value, contents[n][value]) for n, value in frames), shape))
@@ -37,14 +37,14 @@ def test_frames_of_any_size_are_packed_without_a_gap(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rows_of_a_value_are_those_that_have_it(shape):
+def test_the_extent_of_a_value_is_that_of_its_pixels(shape):
     for plane in labels(shape):
-        found = rows_by_value(plane)
+        found = extents(plane)
 
         assert set(found) == set(np.unique(plane).tolist()) - {0}
-        for value, (first, after) in found.items():
+        for value, extent in found.items():
             rows = np.flatnonzero((plane == value).any(axis=1))
-            assert (first, after) == (rows[0], rows[-1] + 1)
+            assert extent == (rows[0], rows[-1] + 1, np.count_nonzero(plane == value))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -152,6 +152,32 @@ def test_a_full_disk_says_so_and_leaves_nothing_behind(tiny_disk):
     settle(spool, header(3), b"y" * 1000)
 
 
+def test_a_draft_lies_where_nobody_looks_until_it_is_kept(spool):
+    with spool.draft([b"con", memoryview(b"tent")]) as draft:
+        assert draft.path.read_bytes() == b"content"
+        assert not list((spool.storage / "results").rglob("*.dcm"))
+        path = spool.keep_draft("1.2.3", draft)
+
+    assert spool.absolute(path).read_bytes() == b"content"
+    assert (path, draft.sha256) == spool.keep_result("1.2.3", b"content")
+    assert draft.size == 7
+    assert not list((spool.storage / "incoming").iterdir())
+
+
+@pytest.mark.parametrize("where", ["while it is made", "before it is kept"])
+def test_a_draft_that_is_not_kept_leaves_nothing(spool, where):
+    def broken():
+        yield b"beginning"
+        if where == "while it is made":
+            raise ValueError(where)
+
+    with pytest.raises(ValueError, match=where), spool.draft(broken()):
+        raise ValueError(where)
+
+    assert not list((spool.storage / "incoming").iterdir())
+    assert not list((spool.storage / "results").rglob("*"))
+
+
 def test_a_limit_on_file_size_is_a_full_disk_too(spool):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))

@@ -17,7 +17,7 @@ from dicom_node.findings import Finding
 from dicom_node.forms import Form
 from dicom_node.plane import in_patient
 from dicom_node.results import encode_all
-from dicom_node.results.drawing import box_of
+from dicom_node.results.layers import Layers
 from tests.acceptance.stand import storescu, wait_for
 from tests.conformance.cases import SMALL, encode_case
 from tests.viewing.conftest import Stand
@@ -230,7 +230,7 @@ def expected_rows(case):
     """The measurement panel's rows: the number of the image, and what is there."""
     rows = {}
     for tracked in (*case.findings.segments, *case.findings.findings):
-        box = tracked.box if isinstance(tracked, Finding) else box_of(tracked, case.findings)
+        box = tracked.box if isinstance(tracked, Finding) else Layers(case.findings).box_of(tracked)
         rows[int(case.volume.source.dataset_of(box.frame).InstanceNumber)] = (
             tracked.finding if isinstance(tracked, Finding) else tracked.type
         ).meaning
