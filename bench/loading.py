@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
-from pydicom.uid import RLELossless
+from pydicom.uid import UID, JPEG2000Lossless, RLELossless
 
 from bench import cases
-from bench.measure import OURS, Figure, alternate, figure, processor_seconds
+from bench.measure import OURS, Figure, alternate, figure, processor_seconds, seconds
 from workers.volume import load
 
 _QUICK = (40, 256)
@@ -23,11 +24,21 @@ def figures(*, rounds: int, quick: bool) -> list[Figure]:
     """Return the processor time of loading 300 slices of 512 x 512, uncompressed and run-length encoded."""
     files = cases.chest_ct(*_QUICK) if quick else cases.chest_ct()
     with tempfile.TemporaryDirectory() as folder:
-        compressed = _compressed(files[: len(files) // 4], Path(folder))
+        some = files[: len(files) // 4]
+        run_lengths = _compressed(some, Path(folder), RLELossless)
+        wavelets = _compressed(some, Path(folder), JPEG2000Lossless)
         return [
             _measured(f"load: {len(files)} slices, uncompressed", files, rounds, {_PYDICOM: 1.0}),
-            _measured(f"load: {len(compressed)} slices, RLE", compressed, rounds, {}),
+            _measured(f"load: {len(some)} slices, RLE", run_lengths, rounds, {}),
+            _in_parallel(f"load: {len(some)} slices, JPEG 2000", wavelets, rounds),
         ]
+
+
+def _in_parallel(name: str, files: Sequence[Path], rounds: int) -> Figure:
+    """Return the time by the clock: what several processors are for."""
+    cases = {OURS: lambda: seconds(lambda: load(files)), _PYDICOM: lambda: seconds(lambda: _by_pydicom(files))}
+    note = f"by the clock, on {len(os.sched_getaffinity(0))} processors; the start of the processes is in it"
+    return figure(alternate(cases, rounds), name, "s", bars={_PYDICOM: 1.0}, note=note)
 
 
 def _measured(name: str, files: Sequence[Path], rounds: int, bars: Mapping[str, float]) -> Figure:
@@ -50,11 +61,11 @@ def _by_pydicom(files: Sequence[Path]) -> npt.NDArray[np.float32]:
     return np.stack(scaled)
 
 
-def _compressed(files: Sequence[Path], folder: Path) -> list[Path]:
+def _compressed(files: Sequence[Path], folder: Path, syntax: UID) -> list[Path]:
     made = []
     for path in files:
         image = dcmread(path)
-        image.compress(RLELossless, generate_instance_uid=False)
-        made.append(folder / path.name)
+        image.compress(syntax, generate_instance_uid=False)
+        made.append(folder / f"{syntax}-{path.name}")
         image.save_as(made[-1])
     return made

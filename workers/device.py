@@ -20,6 +20,13 @@ def choose_device(setting: str) -> torch.device:
     return torch.device(setting)
 
 
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; to a GPU from pinned memory, so that the next is cut while this one is copied."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def memory_megabytes(device: torch.device) -> int:
     """Return the memory of a GPU, or of this machine (what its control group leaves of it), in MiB."""
     if device.type == "cuda":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from dicom_node.manifest import InputSlot
 from dicom_node.selection import stack_objections
 from dicom_node.source import Source, SourceFrame
 from dicom_node.suv import first_acquisition, suv_factor
+from workers.decoding import Decode, Decoders, count_for, is_dear
 from workers.frames import frames_of
 from workers.plain import Headers, Plain, glance, headers_of, instances_of, placed, plain_words, to_read
 from workers.prediction import Grid
@@ -28,6 +29,7 @@ from workers.slices import Slice, flat_header, read_header, require_one_series
 from workers.stacks import best_stack
 
 _THREADS = 4
+_TOGETHER = 16  # frames of one object that are decoded at once
 _AIR = -1024  # HU; also what lies outside a CT's reconstruction circle
 _AXES = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # to the head, to the back, to the left
 _PLANES = {0: "axial", 1: "coronal", 2: "sagittal"}  # by the patient axis that crosses the slices
@@ -141,8 +143,9 @@ def _decoded(
     for index, piece in enumerate(slices):
         by_instance[piece.instance].append(index)
     tables = _Tables(headers, values.dtype)
+    dear = [number for number in by_instance if glances[number] is None and is_dear(headers[number])]
 
-    def fill(item: tuple[int, list[int]]) -> None:
+    def fill(item: tuple[int, list[int]], decode: Decode) -> None:
         number, indices = item
         plain = glances[number]
         table = None if plain is None else tables.of(slices[indices[0]], factors[number])
@@ -152,11 +155,21 @@ def _decoded(
         frames = [slices[index].frame_number - 1 for index in indices]
         if int(headers[number].get("SamplesPerPixel") or 1) != 1:
             raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
-        for index, stored in zip(indices, decoded(paths[number], headers[number], frames), strict=True):
+        for index, stored in zip(indices, decode(paths[number], headers[number], frames), strict=True):
             values[index] = _scaled(stored, slices[index], headers[number], values.dtype, factors[number])
 
-    list(pool.map(fill, by_instance.items()))
+    if count := count_for(sum(len(by_instance[number]) for number in dear)):
+        pieces = [(number, part) for number in dear for part in _parts(by_instance.pop(number))]
+        with Decoders(count) as decode, ThreadPoolExecutor(count) as askers:
+            list(askers.map(lambda item: fill(item, decode), pieces))
+    list(pool.map(lambda item: fill(item, decoded), by_instance.items()))
     return made
+
+
+def _parts(indices: list[int]) -> Iterator[list[int]]:
+    """Yield the frames of one object in parts for several processes."""
+    for start in range(0, len(indices), _TOGETHER):
+        yield indices[start : start + _TOGETHER]
 
 
 class _Tables:

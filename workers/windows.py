@@ -14,6 +14,7 @@ import torch
 
 from dicom_node.errors import ModelRefused
 from dicom_node.manifest import Execution
+from workers.device import moved
 from workers.prediction import Progress
 
 log = structlog.get_logger()
@@ -188,7 +189,7 @@ class Runner:
     def _run(self, batch: torch.Tensor, plan: Plan) -> Any:
         execution = self._execution
         layout = torch.channels_last_3d if batch.ndim == 5 else torch.channels_last
-        batch = batch.to(plan.device)
+        batch = moved(batch, plan.device)
         if execution.channels_last:
             batch = batch.contiguous(memory_format=layout)
         with torch.autocast(plan.device.type, enabled=execution.autocast and plan.device.type == "cuda"):
