@@ -120,7 +120,7 @@ class _Decoder:
 
 def _frame(file: IO[bytes], dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
     frame = np.empty(shape, dtype)
-    view, at = memoryview(frame).cast("B"), 0
+    view, at = frame.data.cast("B"), 0
     while at < len(view):
         read = file.readinto(view[at:])  # type: ignore[attr-defined]
         if not read:
@@ -142,7 +142,7 @@ def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
             whole = [np.ascontiguousarray(frame) for frame in made]
             answers.write(json.dumps([[frame.dtype.str, frame.shape] for frame in whole]).encode() + b"\n")
             for frame in whole:
-                answers.write(memoryview(frame).cast("B"))
+                answers.write(frame.data.cast("B"))
         answers.flush()
 
 
