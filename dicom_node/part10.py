@@ -110,6 +110,8 @@ def _elements(meta: bytes) -> list[tuple[int, bytes]]:
         _, element, vr, length = struct.unpack_from("<HH2sH", meta, at)
         at += 8
         if vr == b"OB":
+            if at + 4 > len(meta):
+                raise ValueError("meta information that is cut off")
             (length,) = struct.unpack_from("<I", meta, at)
             at += 4
         found.append((element, meta[at : at + length]))
