@@ -14,6 +14,7 @@ import structlog
 
 from dicom_node.catalogue import ModelFolder, read_model
 from dicom_node.config import Settings
+from dicom_node.created import created_results
 from dicom_node.dispatch import Hints
 from dicom_node.errors import Unavailable
 from dicom_node.forms import DEFAULT_RESULTS, Form, Wish, forms_to_make
@@ -77,6 +78,10 @@ class Inferring:
             encoder(kind)
         for name in self._settings.routed_models:
             yield partial(self._bundles.warm, self._settings.node.models / name)
+
+    def rehearse(self) -> None:
+        """Encode a small example in every kind: the libraries read their tables when they are first used."""
+        created_results()
 
     def load(self, attempt: Attempt) -> Loaded:
         """Read a job's series; raise NotApplicable, Refused or Unavailable where there is nothing to run."""

@@ -89,7 +89,8 @@ class Pipeline:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def warm(self) -> None:
-        """Get ready for the first inference, so that it waits for no import and no model."""
+        """Get ready for the first inference, so that it waits for no import, no table and no model."""
+        self._record.take(self._inferring.rehearse)
         for load in self._inferring.warming():
             self._model.take(load)
 

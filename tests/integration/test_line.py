@@ -18,6 +18,7 @@ from dicom_node.lifecycle import Kind, State
 from dicom_node.routing import Order, Priority
 from dicom_node.spool import Spool
 from tests.unit.test_ledger import complete, names, receive
+from workers import inferring
 from workers.containment import walls
 from workers.pipeline import Pipeline
 
@@ -168,6 +169,15 @@ def line(tmp_path, monkeypatch):
 def at_model(line, eventually):
     """Waits until a job is at the model."""
     return lambda number: eventually(lambda: line.job(number).progress > 0.15, seconds=60)
+
+
+def test_a_worker_rehearses_its_encoding_beside_the_loading_of_its_models(line, monkeypatch, eventually):
+    threads = []
+    monkeypatch.setattr(inferring, "created_results", lambda: threads.append(threading.current_thread().name))
+
+    line.pipeline.warm()
+
+    eventually(lambda: threads == ["record"])
 
 
 def test_what_is_more_urgent_overtakes_and_among_equals_the_first_is_first(line):
