@@ -18,6 +18,8 @@ from tests.fuzz.conftest import Watched
 from tests.fuzz.encoding import STORE, Connection, associate_rq, store
 from tests.integration.test_commitment import Modality, stored
 
+pytestmark = pytest.mark.slow  # two minutes on a busy machine
+
 PEERS, OF_EACH = 26, 20
 CROWD = PEERS * OF_EACH  # associations; each has two descriptors
 IN_ALL = CROWD + 30
@@ -184,7 +186,6 @@ def test_a_process_that_only_sends_can_have_as_many(crowded):
     assert done.stdout.startswith("answered with 11"), done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fifteen_hundred_associations_are_held_and_let_go(many, tmp_path):
     settings = _SETTINGS.replace(str(IN_ALL), "1700").replace(f"_per_peer = {OF_EACH}", "_per_peer = 1700")

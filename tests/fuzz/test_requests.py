@@ -92,10 +92,11 @@ REQUESTS = {
     "nothing": (lambda: b"", 0x0115),
     "more than is taken": (lambda: request(references(1)) + bytes(LARGEST), 0x0213),
 }
+LONG = {"many", "too many", "deep"}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "too many" else name for name in REQUESTS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in REQUESTS]
 )
 def test_a_request_for_commitment_is_answered_soon_and_for_little_memory(watched, name):
     make, status = REQUESTS[name]
