@@ -88,6 +88,8 @@ class Dispatcher:
 
         A broker that does not answer is logged once, and costs nothing but time: the jobs stay queued.
         """
+        if not self._ledger.queue.needs_attention(now=now, hint_again=self._jobs.hint_again):
+            return 0
         recovered = self._ledger.jobs.recover(maximum_deaths=self._jobs.maximum_deaths, now=now)
         if recovered:
             log.warning("jobs.recovered", number=recovered, reason="their workers' leases ran out")

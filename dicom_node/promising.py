@@ -41,7 +41,8 @@ from dicom_node.spool import Spool
 log = structlog.get_logger()
 
 _AT_ONCE = 4  # reports on their way
-_POLL = 0.2
+_SHORTEST_PAUSE = 0.02
+_LONGEST_PAUSE = 2.0  # seconds; a clock that was set back must not make a report wait for what it has lost
 _JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
 
 
@@ -67,6 +68,7 @@ class Promising:
         self._under_way: set[int] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="commitment")
         self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
 
@@ -77,6 +79,7 @@ class Promising:
     def stop(self) -> None:
         """Begin nothing new, and wait for what is under way; the rest is reported in the next life."""
         self._stop.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -108,18 +111,30 @@ class Promising:
             return commit.failure(Status.INVALID_ARGUMENT_VALUE, str(error)), None
         with self._lock:
             self._open[number] = event.assoc
+        self._wake.set()
         return Status.SUCCESS, None
 
     # -- reported -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stop.wait(_POLL):
+        while not self._stop.is_set():
+            self._wake.clear()  # before the look: what is asked meanwhile is looked at next
+            pause = _LONGEST_PAUSE
             try:
                 self._begin()
+                pause = self._pause()
             except Unavailable:
-                continue  # the node says so elsewhere, and nothing is lost: the requests are on record
+                pass  # the node says so elsewhere, and nothing is lost: the requests are on record
             except Exception as error:  # a defect of ours must not end the thread
                 log.exception("commitment.defect", error=type(error).__name__)
+            self._wake.wait(pause)
+
+    def _pause(self) -> float:
+        """Return how long nothing will be due, in seconds; what is under way says so when it has ended."""
+        with self._lock:
+            is_busy = bool(self._under_way)
+        due = None if is_busy else self._ledger.commitments.next_due()
+        return _LONGEST_PAUSE if due is None else min(max(due - self._clock(), _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
     def _begin(self) -> None:
         """Begin to report on what is due and not under way."""
@@ -142,6 +157,7 @@ class Promising:
         finally:
             with self._lock:
                 self._under_way.discard(number)
+            self._wake.set()
 
     def _report(self, pending: Pending) -> None:
         said = self.verdict(pending)

@@ -65,6 +65,17 @@ Received = tuple[Instance, AssociationIdentity, float]
 """An instance, the association that it came on, and when, in seconds since the epoch."""
 
 
+# asked twice a second, by a node that has nothing to do as well: made once
+_OPEN_SERIES = (
+    select(
+        *(series.c[name] for name in OpenSeries.__slots__ if name != "held_open"),
+        exists().where(holding.c.series_instance_uid == series.c.series_instance_uid).label("held_open"),
+    )
+    .where(series.c.complete_revision < series.c.revision)
+    .order_by(series.c.last_activity)
+)
+
+
 class Arrivals:
     """Facts about what was received."""
 
@@ -194,14 +205,8 @@ class Arrivals:
 
     def open_series(self) -> list[OpenSeries]:
         """Return every series whose present revision is not complete, the longest silent first."""
-        held = exists().where(holding.c.series_instance_uid == series.c.series_instance_uid)
-        query = (
-            select(series, held.label("held_open"))
-            .where(series.c.complete_revision < series.c.revision)
-            .order_by(series.c.last_activity)
-        )
         with self._database.reading() as connection:
-            return [_open_series(row) for row in connection.execute(query).mappings()]
+            return [OpenSeries(**row) for row in connection.execute(_OPEN_SERIES).mappings()]
 
     def complete_series_of(self, study_instance_uid: str) -> list[str]:
         """Return the Series Instance UIDs of a study that are complete and none of the node's own results."""
@@ -222,10 +227,6 @@ class Arrivals:
         )
         with self._database.reading() as connection:
             return [_stored_instance(row) for row in connection.execute(query).mappings()]
-
-
-def _open_series(row: Any) -> OpenSeries:
-    return OpenSeries(**{name: row[name] for name in OpenSeries.__slots__})
 
 
 def _stored_instance(row: Any) -> StoredInstance:

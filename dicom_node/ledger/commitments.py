@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from dicom_node.commitment import Reference, Remedy, Report, Request, remedy
 from dicom_node.ledger.database import Database
@@ -19,6 +19,9 @@ from dicom_node.lifecycle import Happening, Patience, State
 
 _JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
 _AT_ONCE = 500  # UIDs in one question to the database
+
+
+_NEXT_DUE = select(func.min(commitment_request.c.not_before)).where(commitment_request.c.ended_at.is_(None))
 
 
 class Answer(StrEnum):
@@ -165,6 +168,11 @@ class Commitments:
             fields: dict[str, Any] = {"calling_ae_title": calling_ae_title, "instances": len(references)}
             write_event(connection, "commitment.requested", now, transaction_uid=request.transaction_uid, **fields)
             return int(number)
+
+    def next_due(self) -> float | None:
+        """Return when the next report is due; None where nobody waits for one."""
+        with self._database.reading() as connection:
+            return connection.execute(_NEXT_DUE).scalar()
 
     def due(self, *, now: float, limit: int) -> list[int]:
         """Return the numbers of requests whose report is due, the oldest first."""

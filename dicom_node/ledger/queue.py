@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from sqlalchemy import case, func, or_, select, true, union_all, update
+from sqlalchemy import bindparam, case, exists, func, or_, select, true, union_all, update
 
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.jobs import Job
@@ -23,12 +23,32 @@ class Waiting(NamedTuple):
     rank: int
 
 
+# asked twice a second, by a node that has nothing to do as well: made once, and answered by an index at its first row
+_NEEDS_ATTENTION = select(
+    or_(
+        exists().where((job.c.state == State.RUNNING) & (job.c.lease_until < bindparam("now"))),
+        exists().where((job.c.state == State.COMMITTING) & (job.c.not_before <= bindparam("now"))),
+        exists().where(
+            (job.c.state == State.QUEUED)
+            & (job.c.not_before <= bindparam("now"))
+            & or_(job.c.hinted_at.is_(None), job.c.hinted_at < bindparam("hinted_before"))
+        ),
+    )
+)
+
+
 class Queue:
     """Queued jobs whose time has come: the most urgent first, and of these the longest due."""
 
     def __init__(self, database: Database) -> None:
         """Use `database`."""
         self._database = database
+
+    def needs_attention(self, *, now: float, hint_again: float) -> bool:
+        """Return whether a lease has run out, a report is overdue, or a job is due that no recent message speaks for."""
+        with self._database.reading() as connection:
+            answer = connection.execute(_NEEDS_ATTENTION, {"now": now, "hinted_before": now - hint_again})
+            return bool(answer.scalar())
 
     def due(self, kind: Kind, *, courtesy: Courtesy, now: float, hint_again: float, limit: int) -> list[int]:
         """Return up to `limit` jobs of a kind that no recent message speaks for."""

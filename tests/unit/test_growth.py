@@ -56,10 +56,14 @@ def test_the_story_of_a_study_or_a_series_is_found_by_index(tmp_path):
 def test_what_is_due_and_whose_lease_ran_out_is_found_by_index(tmp_path):
     ledger = filled(tmp_path)
     tables = scanned(ledger)
+    assert not ledger.queue.needs_attention(now=1.0, hint_again=1.0)
+    assert ledger.commitments.next_due() is None
+    assert ledger.arrivals.open_series() == []
     assert ledger.jobs.recover(maximum_deaths=3, now=1.0) == 0
     for kind in Kind:
         assert ledger.queue.due(kind, courtesy=JobsTable().courtesy, now=1.0, hint_again=1.0, limit=1) == []
-    assert {name for name in tables if not name.startswith("anon_")} == set(), "but for what the question itself found"
+    small = {"holding"}  # as many rows as associations are open
+    assert {name for name in tables - small if not name.startswith("anon_")} == set(), "but for what it found itself"
 
 
 def test_the_events_of_a_series_that_is_gone_are_still_told(tmp_path):
