@@ -18,7 +18,7 @@ _SERIES = """INSERT INTO series (series_instance_uid, study_instance_uid, modali
 {numbers} SELECT '2.25.2000000' || (1000000000 + i), '2.25.1000000' || (1000000000 + i), 'CT', 'SCANNER', {false},
  1, 1, {series_of}, {series_of} * 525524, 1.7e9 + i, {true} FROM n"""
 _INSTANCES = """INSERT INTO instance (sop_instance_uid, sop_class_uid, series_instance_uid, transfer_syntax_uid,
- number_of_frames, place, path, sha256, size, received_at)
+ number_of_frames, place, path, digest, size, received_at)
 {numbers} SELECT '2.25.3000000' || (100000000000 + i), '1.2.840.10008.5.1.4.1.1.2',
  '2.25.2000000' || (1000000000 + i / {series_of}), '1.2.840.10008.1.2.1', 1, {place},
  'studies/2.25.1000000' || (1000000000 + i / {series_of}) || '/2.25.2000000' || (1000000000 + i / {series_of})

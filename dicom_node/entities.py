@@ -33,12 +33,12 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One SOP Instance on disk; `path` is relative to the spool, `sha256` is that of the dataset as received."""
+    """One SOP Instance on disk; `path` is relative to the spool, `digest` is that of the dataset as received."""
 
     header: Header
     transfer_syntax_uid: str
     path: str
-    sha256: str
+    digest: str  # hex
     size: int  # bytes of the file
 
 

@@ -22,6 +22,7 @@ _READERS = 4
 _IN_FLIGHT = 64  # files that are being read or wait for a reader
 _BATCH = 1000  # files that the ledger is asked about together
 _OTHERS = 0o007  # permissions that nobody else has a need for
+_SHORTENED = 16  # characters of a SHA-256: so earlier versions named what is in quarantine
 _META_HEAD = 144  # bytes of preamble, prefix and the element that says how long the meta information is
 
 
@@ -127,8 +128,8 @@ class Inspection:
             return Problem(Fault.MISSING, *about)
         except OSError as error:
             return Problem(Fault.UNREADABLE, *about, error.strerror or "")
-        if digest != item.sha256:
-            return Problem(Fault.ALTERED, *about, "not the SHA-256 of the ledger")
+        if digest != item.digest:
+            return Problem(Fault.ALTERED, *about, "not the digest of the ledger")
         return Problem(Fault.EXPOSED, *about, f"mode {mode & 0o777:03o}") if mode & _OTHERS else None
 
     def _still_true(self, found: Iterable[tuple[Item, Problem]]) -> Iterator[Problem]:
@@ -165,9 +166,10 @@ class Inspection:
         """Compare what is set aside with the digest in its name."""
         for path in _files(self._storage / "quarantine"):
             where = str(path.relative_to(self._storage))
+            named = _digest_in(path.name)
             try:
                 with path.open("rb") as file:
-                    digest = dataset_digest(file)
+                    digest = dataset_digest(file, named if len(named) > _SHORTENED else 4 * named)
             except FileNotFoundError:
                 continue
             except ValueError as error:
@@ -175,8 +177,8 @@ class Inspection:
             except OSError as error:
                 yield Problem(Fault.UNREADABLE, where, detail=error.strerror or "")
             else:
-                if f".{digest[:16]}." not in path.name:
-                    yield Problem(Fault.ALTERED, where, detail="not the SHA-256 of its name")
+                if not digest.startswith(named):
+                    yield Problem(Fault.ALTERED, where, detail="not the digest of its name")
 
     def _is_old(self, path: Path) -> bool:
         try:
@@ -190,6 +192,11 @@ def _files(folder: Path) -> Iterator[Path]:
     for where, _folders, names in os.walk(folder):
         for name in names:
             yield Path(where, name)
+
+
+def _digest_in(name: str) -> str:
+    """Return the digest that the name of a quarantined file ends with: `UID.DIGEST.dcm`."""
+    return name.removesuffix(".dcm").rpartition(".")[2]
 
 
 def _sop_instance_uid(path: Path) -> str:
@@ -206,7 +213,7 @@ def _file_digest(file: BinaryIO) -> str:
 
 def _digest_as_received(file: BinaryIO, item: Item) -> str:
     """Return the digest of the data set; raise ValueError where the meta information is about something else."""
-    digest = dataset_digest(file)
+    digest = dataset_digest(file, item.digest)
     file.seek(0)
     head = file.read(_META_HEAD)
     meta = file.read(int.from_bytes(head[-4:], "little"))

@@ -5,12 +5,12 @@ The ledger follows: see `recorder`. What was acknowledged and is not recorded ye
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dicom_node.digest import digesting
 from dicom_node.disk import Bytes
 from dicom_node.entities import AssociationIdentity, Header
 from dicom_node.errors import InvalidInstance
@@ -90,7 +90,7 @@ class Incoming:
         self._named = named
         self._head = len(head)
         self._digest_at = digest_at(head)
-        self._digest = hashlib.sha256()
+        self._digest = digesting()
         self._beginning: tuple[Header, int] | None = None
         self.transfer_syntax_uid = transfer_syntax_uid
         self.association = association

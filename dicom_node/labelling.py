@@ -99,8 +99,8 @@ class Context:
 
 
 def digest_of_input(instances: Iterable[tuple[str, str]]) -> str:
-    """Return one SHA-256 (hex) over `(SOP Instance UID, SHA-256 of its bytes)` pairs, whatever their order."""
+    """Return one SHA-256 (hex) over `(SOP Instance UID, digest of its bytes)` pairs, whatever their order."""
     digest = hashlib.sha256()
-    for sop_instance_uid, sha256 in sorted(instances):
-        digest.update(f"{sop_instance_uid} {sha256}\n".encode())
+    for sop_instance_uid, each in sorted(instances):
+        digest.update(f"{sop_instance_uid} {each}\n".encode())
     return digest.hexdigest()

@@ -1,23 +1,22 @@
 """What stands before a data set in a file (PS3.10 Section 7.1), written so that the file vouches for itself.
 
-The meta information of what the node receives ends with Private Information (0002,0102): the SHA-256 of the data set.
+The meta information of what the node receives ends with Private Information (0002,0102): the digest of the data set.
 A file whose bytes did not all reach the disk before the power failed is known for what it is, without the ledger.
 """
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass
 from typing import Protocol
 
 from dicom_node import __version__
+from dicom_node.digest import SIZE, digesting_like, is_digest
 from dicom_node.labelling import derive_uid
 
 IMPLEMENTATION_CLASS_UID = derive_uid("implementation", "dicom-node")
 IMPLEMENTATION_VERSION_NAME = f"DICOM-NODE {__version__}"[:16]
 
-_DIGEST = 32  # bytes
 _META_HEAD = 144  # bytes of preamble, prefix and the element that says how long the meta information is
 _META_LENGTH = b"DICM" + b"\x02\x00\x00\x00UL\x04\x00"
 _LONGEST_META = 1 << 16
@@ -43,7 +42,7 @@ class Origin:
 
 
 def preamble(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> bytes:
-    """Return everything before the data set; its last 32 bytes are the place of the data set's SHA-256."""
+    """Return everything before the data set; its last bytes are the place of the data set's digest."""
     elements = b"".join(
         [
             _long(0x0001, b"OB", b"\x00\x01"),
@@ -54,7 +53,7 @@ def preamble(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
             _short(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode(), b" "),
             _short(0x0016, b"AE", calling_ae_title.encode("ascii", "replace"), b" "),
             _uid(0x0100, IMPLEMENTATION_CLASS_UID),
-            _long(0x0102, b"OB", bytes(_DIGEST)),
+            _long(0x0102, b"OB", bytes(SIZE)),
         ]
     )
     return b"\x00" * 128 + _META_LENGTH + len(elements).to_bytes(4, "little") + elements
@@ -62,7 +61,7 @@ def preamble(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
 
 def digest_at(written: bytes) -> int:
     """Return where in a `preamble` the digest goes."""
-    return len(written) - _DIGEST
+    return len(written) - SIZE
 
 
 def read_origin(file: _Readable) -> Origin:
@@ -79,18 +78,19 @@ def read_origin(file: _Readable) -> Origin:
     return Origin(
         values.get(0x0010, b"").rstrip(b"\x00").decode("ascii", "replace"),
         values.get(0x0016, b"").decode("ascii", "replace").strip(),
-        digest if digest is not None and len(digest) == _DIGEST else None,
+        digest if digest is not None and is_digest(digest) else None,
         start,
     )
 
 
-def dataset_digest(file: _Readable) -> str:
-    """Return the SHA-256 (hex) of the data set of a Part 10 file, read in pieces (PS3.10 Section 7.1).
+def dataset_digest(file: _Readable, like: str) -> str:
+    """Return the digest (hex) of the data set of a Part 10 file, of the kind that `like` is (PS3.10 Section 7.1).
 
-    Raises ValueError where the file has no meta information of a known length, which every file of the node has.
+    Raises ValueError where the file has no meta information of a known length, which every file of the node has, and
+    where `like` is no digest.
     """
+    digest = digesting_like(like)
     file.seek(_data_set_at(file))
-    digest = hashlib.sha256()
     while piece := file.read(_PIECE):
         digest.update(piece)
     return digest.hexdigest()

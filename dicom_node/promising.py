@@ -199,9 +199,7 @@ class Promising:
     def _judge(self, reference: Reference, known: Known | None) -> FailureReason | None:
         if known is None:
             return judge(reference, None, is_intact=False)
-        return judge(
-            reference, known.sop_class_uid, is_intact=self._spool.is_intact(known.path, dataset_sha256=known.sha256)
-        )
+        return judge(reference, known.sop_class_uid, is_intact=self._spool.is_intact(known.path, known.digest))
 
     def _send(self, pending: Pending, said: Report) -> str:
         """Send the report; return on which association it was taken."""

@@ -6,7 +6,6 @@ So the ledger may be away, or the node may die, at any moment: the inbox says wh
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import queue
 import threading
@@ -21,6 +20,7 @@ from typing import Protocol
 import structlog
 
 from dicom_node.audit import Transfers
+from dicom_node.digest import digesting_like
 from dicom_node.entities import AssociationIdentity, Header, Instance
 from dicom_node.errors import InvalidInstance, LedgerUnavailable, Refused, Unavailable
 from dicom_node.header import read_header
@@ -52,7 +52,7 @@ class Arrival:
     header: Header
     transfer_syntax_uid: str
     path: Path
-    sha256: str  # of the data set, hex
+    digest: str  # of the data set, hex
     size: int  # bytes of the file
     association: AssociationIdentity
     at: float  # seconds since the epoch
@@ -149,8 +149,9 @@ class Recorder:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
                 origin = read_origin(mapped)
                 with memoryview(mapped) as whole, whole[origin.data_set_at :] as dataset:
-                    sha256 = hashlib.sha256(dataset)
-                    if sha256.digest() != origin.digest:
+                    digest = digesting_like((origin.digest or b"").hex())
+                    digest.update(dataset)
+                    if digest.digest() != origin.digest:
                         raise ValueError("torn")
                     header = read_header(dataset, origin.transfer_syntax_uid)
                 size = len(mapped)
@@ -160,7 +161,7 @@ class Recorder:
             return None
         title = origin.source_application_entity_title
         identity = AssociationIdentity(f"recovered {title}", title, "", "")
-        return Arrival(header, origin.transfer_syntax_uid, path, sha256.hexdigest(), size, identity, self._clock())
+        return Arrival(header, origin.transfer_syntax_uid, path, digest.hexdigest(), size, identity, self._clock())
 
     # -- told -----------------------------------------------------------------------------------------------
 
@@ -276,19 +277,19 @@ class Recorder:
             header = arrival.header
             known = held.get(header.sop_instance_uid)
             first = new.get(header.sop_instance_uid)
-            digest = first[0].sha256 if first else known.sha256 if known else None
+            digest = first[0].digest if first else known.digest if known else None
             if digest is None:
                 path = self._spool.settle(arrival.path, header)
-                instance = Instance(header, arrival.transfer_syntax_uid, path, arrival.sha256, arrival.size)
+                instance = Instance(header, arrival.transfer_syntax_uid, path, arrival.digest, arrival.size)
                 new[header.sop_instance_uid] = instance, arrival.association, arrival.at
                 outcomes.append(Outcome.STORED)
-            elif digest == arrival.sha256:
+            elif self._spool.is_same(arrival.path, arrival.digest, digest):
                 again.append((header, arrival.association))
                 if known and self._spool.heal(arrival.path, known.path):
                     log.warning("instance.healed")  # its file was gone
                 outcomes.append(Outcome.DUPLICATE)
             else:
-                path = self._spool.set_aside(arrival.path, header, arrival.sha256)
+                path = self._spool.set_aside(arrival.path, header, arrival.digest)
                 aside.append((Subject(header.study_instance_uid, header.series_instance_uid), path))
                 outcomes.append(Outcome.QUARANTINED)
         self._spool.sync([*(instance.path for instance, _, _ in new.values()), *(path for _, path in aside)])

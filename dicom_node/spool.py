@@ -125,9 +125,9 @@ class Spool:
         self.sync([self._link(arrived, folder, name)])
         return True
 
-    def set_aside(self, arrived: Path, header: Header, sha256: str) -> str:
+    def set_aside(self, arrived: Path, header: Header, digest: str) -> str:
         """Give an arrived file whose UID is taken by other bytes its place in quarantine; return its path."""
-        return self._link(arrived, "quarantine", f"{header.sop_instance_uid}.{sha256[:16]}.dcm")
+        return self._link(arrived, "quarantine", f"{header.sop_instance_uid}.{digest}.dcm")
 
     def _link(self, arrived: Path, folder: str, name: str) -> str:
         target = f"{self._root}/{folder}/{name}"
@@ -197,11 +197,15 @@ class Spool:
             if other != kept:
                 other.unlink(missing_ok=True)
 
-    def is_intact(self, path: str, *, dataset_sha256: str) -> bool:
+    def is_same(self, arrived: Path, digest: str, held: str) -> bool:
+        """Return whether an arrived file with this digest has the data set whose digest, perhaps a SHA-256, is held."""
+        return digest == held or (len(digest) != len(held) and self.is_intact(str(arrived), held))
+
+    def is_intact(self, path: str, digest: str) -> bool:
         """Return whether a received file is there and its data set is the one with this digest; reads all of it."""
         try:
             with self.absolute(path).open("rb") as file:
-                return dataset_digest(file) == dataset_sha256
+                return dataset_digest(file, digest) == digest
         except (OSError, ValueError):
             return False
 

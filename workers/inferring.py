@@ -212,7 +212,7 @@ class Inferring:
         manifest = bundle.manifest
         return Context(
             model=ModelIdentity(manifest.name, manifest.version, manifest.title, manifest.manufacturer, bundle.digest),
-            input_digest=digest_of_input((instance.sop_instance_uid, instance.sha256) for instance in instances),
+            input_digest=digest_of_input((instance.sop_instance_uid, instance.digest) for instance in instances),
             now=datetime.now(UTC).astimezone(),
             series_number=labelling.series_number,
             qualification=labelling.qualification,

@@ -37,7 +37,7 @@ class OpenSeries:
 class Held:
     """What the ledger knows of a SOP Instance UID that comes again."""
 
-    sha256: str
+    digest: str
     path: str
 
 
@@ -48,7 +48,7 @@ class StoredInstance:
     sop_instance_uid: str
     sop_class_uid: str
     path: str
-    sha256: str
+    digest: str
     place: SlicePlace | None
 
 
@@ -85,10 +85,10 @@ class Arrivals:
 
     def held(self, sop_instance_uids: Sequence[str]) -> dict[str, Held]:
         """Return what is held, by SOP Instance UID."""
-        query = select(instance.c.sop_instance_uid, instance.c.sha256, instance.c.path)
+        query = select(instance.c.sop_instance_uid, instance.c.digest, instance.c.path)
         with self._database.reading() as connection:
             rows = connection.execute(query.where(instance.c.sop_instance_uid.in_(sop_instance_uids)))
-            return {uid: Held(sha256, path) for uid, sha256, path in rows}
+            return {uid: Held(digest, path) for uid, digest, path in rows}
 
     def record(
         self,
@@ -234,7 +234,7 @@ def _stored_instance(row: Any) -> StoredInstance:
         sop_instance_uid=row["sop_instance_uid"],
         sop_class_uid=row["sop_class_uid"],
         path=row["path"],
-        sha256=row["sha256"],
+        digest=row["digest"],
         place=_place_in(row["place"]),
     )
 
@@ -263,7 +263,7 @@ def _row(received: Instance, at: float) -> dict[str, Any]:
         "number_of_frames": header.number_of_frames,
         "place": _place_out(header.place),
         "path": received.path,
-        "sha256": received.sha256,
+        "digest": received.digest,
         "size": received.size,
         "received_at": at,
     }

@@ -63,7 +63,7 @@ class Known:
 
     sop_class_uid: str
     path: str
-    sha256: str
+    digest: str
 
 
 class Commitments:
@@ -195,7 +195,7 @@ class Commitments:
     def known(self, uids: Sequence[str]) -> dict[str, Known]:
         """Return what the ledger knows of these SOP Instance UIDs."""
         found: dict[str, Known] = {}
-        columns = instance.c.sop_instance_uid, instance.c.sop_class_uid, instance.c.path, instance.c.sha256
+        columns = instance.c.sop_instance_uid, instance.c.sop_class_uid, instance.c.path, instance.c.digest
         with self._database.reading() as connection:
             for start in range(0, len(uids), _AT_ONCE):
                 query = select(*columns).where(instance.c.sop_instance_uid.in_(uids[start : start + _AT_ONCE]))

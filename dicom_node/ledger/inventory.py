@@ -17,13 +17,13 @@ _AT_ONCE = 500  # UIDs in one question to the database
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file that the ledger vouches for; `sha256` is of the whole file for a result, of the data set otherwise."""
+    """A file that the ledger vouches for; `digest` is of the whole file for a result, of the data set otherwise."""
 
     sop_instance_uid: str
     transfer_syntax_uid: str
     study_instance_uid: str
     path: str
-    sha256: str
+    digest: str
     is_result: bool
 
 
@@ -84,11 +84,11 @@ def _select(table: Table) -> Any:
         table.c.transfer_syntax_uid,
         series.c.study_instance_uid,
         table.c.path,
-        table.c.sha256,
+        table.c.digest if table is instance else table.c.sha256,
     )
     return select(*columns).select_from(_joined(table))
 
 
 def _item(row: Any, table: Table) -> Item:
-    uid, transfer_syntax_uid, study_instance_uid, path, sha256 = row
-    return Item(uid, transfer_syntax_uid, study_instance_uid, path, sha256, table is result)
+    uid, transfer_syntax_uid, study_instance_uid, path, digest = row
+    return Item(uid, transfer_syntax_uid, study_instance_uid, path, digest, table is result)

@@ -60,7 +60,7 @@ instance = Table(
     Column("number_of_frames", Integer, nullable=False),
     Column("place", JSON),  # [[6 numbers], [3 numbers]]: orientation and position, mm
     Column("path", Text, nullable=False),  # relative to the storage folder
-    Column("sha256", String(64), nullable=False),  # of the dataset as received
+    Column("digest", String(64), nullable=False),  # of the dataset as received, hex
     Column("size", BigInteger, nullable=False),  # bytes
     Column("received_at", Double, nullable=False),
 )

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
+from xxhash import xxh3_128_hexdigest
 
 from dicom_node.errors import LedgerUnavailable
 from dicom_node.ledger import Ledger
-from dicom_node.spool import dataset_digest
+from dicom_node.part10 import dataset_digest
 from tests.acceptance.stand import NodeProcess, wait_for
 from tests.faults.scanner import Acknowledged, Image
 
@@ -63,9 +64,9 @@ def kept(ledger: Ledger, storage: Path, acknowledged: Iterable[Acknowledged]) ->
     for each in acknowledged:
         uid = each.image.sop_instance_uid
         assert uid in held, f"acknowledged and not in the ledger: {uid}"
-        assert held[uid].sha256 == each.image.sha256, f"the ledger's digest is not that of what was sent: {uid}"
+        assert held[uid].digest == each.image.digest, f"the ledger's digest is not that of what was sent: {uid}"
         with (storage / held[uid].path).open("rb") as file:
-            assert dataset_digest(file) == each.image.sha256, f"the file is not what was sent: {uid}"
+            assert dataset_digest(file, each.image.digest) == each.image.digest, f"the file is not what was sent: {uid}"
 
 
 def held_in(ledger: Ledger) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def whole(left: Mapping[str, bytes | None], images: Mapping[str, Image]) -> None
         if top == "studies":
             uid = Path(name).name.removesuffix(".dcm")
             length = 144 + int.from_bytes(content[140:144], "little")
-            assert hashlib.sha256(content[length:]).hexdigest() == images[uid].sha256, f"partial: {path}"
+            assert xxh3_128_hexdigest(content[length:]) == images[uid].digest, f"partial: {path}"
         if top == "results":
             digest = Path(name).name.split(".")[-2]
             assert hashlib.sha256(content).hexdigest().startswith(digest), f"partial: {path}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pynetdicom import AE, _config
+from xxhash import xxh3_128_hexdigest
 
 from tests.datasets import CT, EXPLICIT, dataset_bytes_of
 
@@ -25,12 +25,12 @@ class Image:
     sop_instance_uid: str
     series_instance_uid: str
     study_instance_uid: str
-    sha256: str  # of the data set
+    digest: str  # of the data set
 
     @classmethod
     def of(cls, path: Path) -> Image:
         header = dcmread(path, stop_before_pixels=True)
-        digest = hashlib.sha256(dataset_bytes_of(path.read_bytes())).hexdigest()
+        digest = xxh3_128_hexdigest(dataset_bytes_of(path.read_bytes()))
         uids = header.SOPInstanceUID, header.SeriesInstanceUID, header.StudyInstanceUID
         return cls(path, *(str(uid) for uid in uids), digest)
 

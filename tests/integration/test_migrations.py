@@ -53,7 +53,8 @@ def _instance(series: str, number: int) -> dict[str, Any]:
         "sop_instance_uid": f"{series}.{number}", "sop_class_uid": CT, "series_instance_uid": series,
         "transfer_syntax_uid": EXPLICIT, "number_of_frames": 1,
         "place": [[1.0, 0.0, 0.0, 0.0, 1.0, 0.0], [-100.0, 0.1, 5.0 * number]],
-        "path": f"studies/x/{series}/{series}.{number}.dcm", "sha256": f"{number:064x}", "size": 2**33,
+        "path": f"studies/x/{series}/{series}.{number}.dcm", "sha256": f"{number:064x}", "digest": f"{number:064x}",
+        "size": 2**33,
         "received_at": 1.000001,
     }  # fmt: skip
 
@@ -66,6 +67,7 @@ def _result(uid: str, job: int, form: str | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+RENAMED = {("instance", "sha256"): "digest"}
 ROWS: dict[str, list[dict[str, Any]]] = {
     # a study that is done and promised, one with an open association, one with work in every state
     "series": [_series("1.2.3", "1.2", 1, 50.0), _series("1.3.3", "1.3", 0), _series("1.4.3", "1.4", 1)],
@@ -139,7 +141,8 @@ def everything(url: str, like: dict[str, list[dict[str, Any]]] | None = None) ->
         for name, table in tables.tables.items():
             if name == "alembic_version" or (like is not None and name not in like):
                 continue
-            columns = [*table.c] if not like or not like[name] else [table.c[key] for key in like[name][0]]
+            keys = like[name][0] if like and like[name] else table.c.keys()
+            columns = [table.c[key] if key in table.c else table.c[RENAMED[name, key]].label(key) for key in keys]
             rows = connection.execute(table.select().with_only_columns(*columns)).mappings()
             found[name] = sorted((dict(row) for row in rows), key=str)
     engine.dispose()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.uid import AllTransferSyntaxes
+from sqlalchemy import update
+from xxhash import xxh3_128_hexdigest
 
 from dicom_node.errors import InvalidInstance, LedgerUnavailable, SpoolFull
 from dicom_node.ledger import schema
@@ -76,7 +78,7 @@ def test_the_bytes_are_kept_as_they_came(keep, ledger, spool, syntax):
     (instance,) = ledger.arrivals.instances_of(uid("study", "series"))
     content = spool.absolute(instance.path).read_bytes()
     assert dataset_bytes_of(content) == data
-    assert instance.sha256 == hashlib.sha256(data).hexdigest()
+    assert instance.digest == xxh3_128_hexdigest(data)
     assert dcmread(spool.absolute(instance.path)).file_meta.TransferSyntaxUID == syntax
 
 
@@ -107,6 +109,45 @@ def test_the_same_bytes_again_are_a_duplicate_and_no_new_revision(keep, ledger, 
 
     assert one_series(ledger).revision == 1
     assert len(files(spool)) == 1
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def as_an_earlier_version_had_it(ledger):
+    with ledger._database.writing() as connection:
+        connection.execute(update(schema.instance).values(digest=sha256(encoded(ct()))))
+
+
+def test_what_an_earlier_version_holds_is_still_compared_by_its_own_digest(keep, ledger, spool):
+    keep(ct())
+    as_an_earlier_version_had_it(ledger)
+    (stored,) = ledger.arrivals.instances_of(uid("study", "series"))
+
+    assert spool.is_intact(stored.path, stored.digest)
+    assert not spool.is_intact(stored.path, sha256(b"something else"))
+    assert keep(ct()) is Outcome.DUPLICATE
+    assert keep(ct(pixel=7)) is Outcome.QUARANTINED
+
+
+def test_what_an_earlier_version_has_acknowledged_and_not_recorded_is_recorded(arrive, ledger, spool):
+    data = encoded(ct())
+    arrive(ct())
+    (path,) = spool.inbox.waiting()
+    now = path.read_bytes()
+    head = now[: len(now) - len(data)]
+    longer = (len(head) - 144 + 16).to_bytes(4, "little")
+    earlier = head[:140] + longer + head[144:-20] + (32).to_bytes(4, "little") + bytes.fromhex(sha256(data))
+    path.write_bytes(earlier + data)
+
+    reborn = Recorder(ledger, Spool(spool.storage), node_id="node")
+
+    assert reborn.recover() == 1
+    reborn.drain()
+    (stored,) = ledger.arrivals.instances_of(uid("study", "series"))
+    assert stored.digest == sha256(data)
+    assert spool.is_intact(stored.path, stored.digest)
 
 
 def test_a_duplicate_after_completion_opens_nothing(keep, ledger, association):
@@ -251,7 +292,7 @@ def test_the_next_life_records_what_the_last_one_acknowledged(arrive, ledger, sp
     series = one_series(ledger)
     assert (series.received, series.calling_ae_title, series.held_open, series.released) == (2, "SCANNER", False, False)
     (first, second) = ledger.arrivals.instances_of(uid("study", "series"))
-    assert first.sha256 == hashlib.sha256(encoded(ct(1))).hexdigest()
+    assert first.digest == xxh3_128_hexdigest(encoded(ct(1)))
     assert dataset_bytes_of(spool.absolute(second.path).read_bytes()) == encoded(ct(2))
     assert not spool.inbox.waiting()
 
