@@ -45,7 +45,7 @@ class Queue:
         self._database = database
 
     def needs_attention(self, *, now: float, hint_again: float) -> bool:
-        """Return whether a lease has run out, a report is overdue, or a job is due that no recent message speaks for."""
+        """Return whether a lease has run out, a report is overdue, or a job is due without a recent message."""
         with self._database.reading() as connection:
             answer = connection.execute(_NEEDS_ATTENTION, {"now": now, "hinted_before": now - hint_again})
             return bool(answer.scalar())
