@@ -78,10 +78,15 @@ class Arriving:
         with availability():
             self.size += write_all(self._descriptor, content)
 
-    def overwrite(self, content: Bytes, offset: int) -> None:
-        """Write over bytes that are there already."""
+    def skip(self, length: int) -> None:
+        """Leave room for so many bytes at the beginning."""
+        os.lseek(self._descriptor, length, os.SEEK_SET)
+        self.size = length
+
+    def begin_with(self, content: Bytes) -> None:
+        """Write what room was left for: without it, the file is nothing that anybody reads."""
         with availability():
-            os.pwrite(self._descriptor, content, offset)
+            os.pwrite(self._descriptor, content, 0)
 
     def view(self) -> mmap.mmap:
         """Return the bytes that are there, without copying them."""

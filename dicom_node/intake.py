@@ -16,7 +16,7 @@ from dicom_node.entities import AssociationIdentity, Header
 from dicom_node.errors import InvalidInstance
 from dicom_node.header import read_beginning, read_header
 from dicom_node.inbox import Arriving
-from dicom_node.part10 import digest_at, preamble
+from dicom_node.part10 import preamble, vouching
 from dicom_node.recorder import Arrival, Recorder
 from dicom_node.services import Status
 from dicom_node.spool import Spool
@@ -84,22 +84,21 @@ class Incoming:
         transfer_syntax_uid: str,
         association: AssociationIdentity,
     ) -> None:
-        """Write what stands before the data set to `file`."""
+        """Write to `file`, after room for `head`, which stands before the data set and vouches for the whole of it."""
         self._intake = intake
         self._file = file
         self._named = named
-        self._head = len(head)
-        self._digest_at = digest_at(head)
+        self._head = head
         self._digest = digesting()
         self._beginning: tuple[Header, int] | None = None
         self.transfer_syntax_uid = transfer_syntax_uid
         self.association = association
-        file.write(head)
+        file.skip(len(head))
 
     @property
     def received(self) -> int:
         """Return how many bytes of the data set are there."""
-        return self._file.size - self._head
+        return self._file.size - len(self._head)
 
     def write(self, fragment: Bytes) -> None:
         """Append to the data set; raise Unavailable where it cannot be kept."""
@@ -117,7 +116,7 @@ class Incoming:
             Unavailable: it cannot be kept now (0xA700); nothing of it remains.
         """
         header = self._checked()
-        self._file.overwrite(self._digest.digest(), self._digest_at)
+        self._file.begin_with(vouching(self._head, self._digest.digest()))
         path = self._file.keep()
         self._intake.kept(header, path, self._digest.hexdigest(), self._file.size, self)
         return header
@@ -125,7 +124,7 @@ class Incoming:
     def _checked(self) -> Header:
         if self._beginning is None:
             with self._file.view() as mapped:
-                header = _header_of(mapped, self._head, self.transfer_syntax_uid)
+                header = _header_of(mapped, len(self._head), self.transfer_syntax_uid)
         else:
             header, end = self._beginning
             if self.received < end:

@@ -59,9 +59,9 @@ def preamble(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
     return b"\x00" * 128 + _META_LENGTH + len(elements).to_bytes(4, "little") + elements
 
 
-def digest_at(written: bytes) -> int:
-    """Return where in a `preamble` the digest goes."""
-    return len(written) - SIZE
+def vouching(written: bytes, digest: bytes) -> bytes:
+    """Return a `preamble` with the digest in its place."""
+    return written[:-SIZE] + digest
 
 
 def read_origin(file: _Readable) -> Origin:
