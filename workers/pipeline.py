@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -28,8 +29,10 @@ from dicom_node.lifecycle import Kind
 from dicom_node.spool import Spool
 from workers.attempt import Attempt
 from workers.delivering import Delivering
-from workers.inferring import Inferring, Loaded, Predicted
 from workers.station import Station
+
+if TYPE_CHECKING:
+    from workers.inferring import Inferring, Loaded, Predicted
 
 log = structlog.get_logger()
 
@@ -65,11 +68,23 @@ class Pipeline:
         self._worker = worker
         self._clock = clock
         self._hints = Hints(settings, ledger)
-        self._inferring = Inferring(settings, ledger, spool, self._hints)
+        self._spool = spool
+        self._made: Inferring | None = None
+        self._making = threading.Lock()
         self._delivering = Delivering(settings, ledger, spool)
         self._model, self._record = Station("model"), Station("record")
         self._at_model: Attempt  # the last that was brought
         self._stopping = threading.Event()
+
+    @property
+    def _inferring(self) -> Inferring:
+        """Return what runs models; a process that only delivers never needs it, nor the memory of torch."""
+        with self._making:
+            if self._made is None:
+                from workers.inferring import Inferring
+
+                self._made = Inferring(self._settings, self._ledger, self._spool, self._hints)
+            return self._made
 
     def run(self, job_id: int) -> None:
         """Do the job if it is ours to do: a message that came twice, or late, finds it claimed and does nothing.
@@ -103,7 +118,8 @@ class Pipeline:
         self.stop()
         self._model.close()
         self._record.close()
-        self._inferring.close()
+        if self._made is not None:
+            self._made.close()
         self._hints.close()
 
     def _in_order(self, job_id: int) -> Iterator[int]:
