@@ -55,6 +55,27 @@ class Bell:
                 self._descriptor = -1
 
 
+class Checkpoint(threading.Event):
+    """Where an association's thread waits while another thread expects an answer on the same association.
+
+    With pynetdicom's own it now and then goes on although it has just said that it waits, and takes the answer for a
+    request: whoever expects it then waits in vain, on a busy machine every few thousand messages.
+    """
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self._association = association
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set; only who finds it set after having said so goes on."""
+        while super().wait(timeout):
+            self._association._is_paused = False
+            if self.is_set():
+                return True
+            self._association._is_paused = True
+        return False
+
+
 class Announced(queue.Queue[Any]):
     """A queue that sets an event whenever something is put into it."""
 
@@ -172,7 +193,6 @@ class Reactor(Association):
             provider.awake.wait(_LONGEST_WAIT)
             provider.awake.clear()
             self._reactor_checkpoint.wait()
-            self._is_paused = False
             while not self._kill and self._serve_next():
                 pass
             if self._kill or self._has_ended():
@@ -200,3 +220,10 @@ class Reactor(Association):
             self.abort()
         self.kill()
         return True
+
+
+# A patch, because associations that the node requests are pynetdicom's own, made and started in one call.
+Association._reactor_checkpoint = property(  # type: ignore[assignment]
+    lambda self: self.__dict__["checkpoint"],
+    lambda self, _event: self.__dict__.update(checkpoint=Checkpoint(self)),
+)

@@ -1,0 +1,46 @@
+"""No answer is taken by the wrong thread, however unlucky the moment."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+from pynetdicom import AE
+from pynetdicom.association import Association
+
+from dicom_node.reactors import Checkpoint
+
+
+def test_a_thread_that_is_told_to_wait_the_moment_it_goes_on_waits(monkeypatch):
+    association = SimpleNamespace(_is_paused=True)
+    checkpoint = Checkpoint(association)
+    checkpoint.set()
+    original, hasty = threading.Event.wait, [True]
+
+    def wait(event, timeout=None):
+        found = original(event, timeout)
+        if event is checkpoint and hasty:
+            hasty.clear()
+            checkpoint.clear()  # another thread, which has read that this one waits, and sends its request now
+        return found
+
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    gone_on = threading.Event()
+    thread = threading.Thread(target=lambda: (checkpoint.wait(), gone_on.set()), daemon=True)
+    thread.start()
+
+    assert not gone_on.wait(0.3)
+    assert association._is_paused
+
+    checkpoint.set()
+    assert gone_on.wait(10)
+    assert not association._is_paused
+    thread.join()
+
+
+def test_every_association_has_such_a_checkpoint_those_that_the_node_asks_for_too():
+    first, second = (Association(AE(), "requestor") for _ in range(2))
+
+    assert isinstance(first._reactor_checkpoint, Checkpoint)
+    assert first._reactor_checkpoint is not second._reactor_checkpoint
+    assert first._reactor_checkpoint.is_set()
