@@ -75,6 +75,13 @@ class Checkpoint(threading.Event):
             self._association._is_paused = True
         return False
 
+    def set(self) -> None:
+        """Let it go on; where the peer has aborted nothing more is sent, even before the thread has had its turn."""
+        acse: Any = getattr(self._association, "acse", None)  # not yet, while the association is being made
+        if acse is not None and acse.is_aborted():
+            self._association.is_established = False
+        super().set()
+
 
 class Announced(queue.Queue[Any]):
     """A queue that sets an event whenever something is put into it."""

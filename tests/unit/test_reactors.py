@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 from pynetdicom import AE
 from pynetdicom.association import Association
@@ -12,7 +13,7 @@ from dicom_node.reactors import Checkpoint
 
 
 def test_a_thread_that_is_told_to_wait_the_moment_it_goes_on_waits(monkeypatch):
-    association = SimpleNamespace(_is_paused=True)
+    association: Any = SimpleNamespace(_is_paused=True)
     checkpoint = Checkpoint(association)
     checkpoint.set()
     original, hasty = threading.Event.wait, [True]
