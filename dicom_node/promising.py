@@ -146,10 +146,12 @@ class Promising:
             self._pool.submit(self._attend, number)
 
     def _attend(self, number: int) -> None:
+        is_done = False
         try:
             pending = self._ledger.commitments.pending(number)
             if pending is not None:
                 self._report(pending)
+            is_done = True
         except Unavailable as error:
             log.warning("commitment.waiting", reason=str(error))
         except Exception as error:
@@ -157,7 +159,8 @@ class Promising:
         finally:
             with self._lock:
                 self._under_way.discard(number)
-            self._wake.set()
+            if is_done:  # else it is tried again, but not at once
+                self._wake.set()
 
     def _report(self, pending: Pending) -> None:
         said = self.verdict(pending)

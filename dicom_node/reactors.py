@@ -55,34 +55,6 @@ class Bell:
                 self._descriptor = -1
 
 
-class Checkpoint(threading.Event):
-    """Where an association's thread waits while another thread expects an answer on the same association.
-
-    With pynetdicom's own it now and then goes on although it has just said that it waits, and takes the answer for a
-    request: whoever expects it then waits in vain, on a busy machine every few thousand messages.
-    """
-
-    def __init__(self, association: Association) -> None:
-        super().__init__()
-        self._association = association
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set; only who finds it set after having said so goes on."""
-        while super().wait(timeout):
-            self._association._is_paused = False
-            if self.is_set():
-                return True
-            self._association._is_paused = True
-        return False
-
-    def set(self) -> None:
-        """Let it go on; where the peer has aborted nothing more is sent, even before the thread has had its turn."""
-        acse: Any = getattr(self._association, "acse", None)  # not yet, while the association is being made
-        if acse is not None and acse.is_aborted():
-            self._association.is_established = False
-        super().set()
-
-
 class Announced(queue.Queue[Any]):
     """A queue that sets an event whenever something is put into it."""
 
@@ -227,10 +199,3 @@ class Reactor(Association):
             self.abort()
         self.kill()
         return True
-
-
-# A patch, because associations that the node requests are pynetdicom's own, made and started in one call.
-Association._reactor_checkpoint = property(  # type: ignore[assignment]
-    lambda self: self.__dict__["checkpoint"],
-    lambda self, _event: self.__dict__.update(checkpoint=Checkpoint(self)),
-)

@@ -1,4 +1,4 @@
-"""Sockets as the node wants them, in both directions; the one patch of pynetdicom.
+"""Sockets as the node wants them, in both directions; a patch of pynetdicom.
 
 pynetdicom asks `select`, which knows no descriptor above 1,023, and leaves a socket whose connection was never made to
 the garbage collector.

@@ -24,10 +24,11 @@ from pynetdicom.dimse_primitives import C_CANCEL, N_EVENT_REPORT
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
+from dicom_node import sockets, turns
 from dicom_node.collecting import Collected, Room
 from dicom_node.pdata import LONGEST_COMMAND, Broken, Inflow, StoreRequest, Taking, Violation
 from dicom_node.reactors import Announced, Provider, Reactor
-from dicom_node.sockets import amend, close, is_ready, limit_waits
+from dicom_node.sockets import close, is_ready, limit_waits
 
 log = structlog.get_logger()
 
@@ -274,4 +275,5 @@ class GuardedMessages(DIMSEServiceProvider):
             cast(Any, self.dul).wake()
 
 
-amend()
+sockets.amend()
+turns.amend()

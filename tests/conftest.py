@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import dicom_node.reactors  # noqa: F401 - senders of the tests lose no answer either, see Checkpoint
+from dicom_node import turns
+
+turns.amend()  # senders of the tests lose no answer either
 
 ROOT = Path(__file__).resolve().parents[1]
 _SYSTEM = "/usr/sbin:/usr/bin:/usr/local/bin"  # before the environment: pynetdicom installs a storescu of its own

@@ -16,7 +16,7 @@ from pynetdicom import AE, _config, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.status import code_to_category
 
-from dicom_node import rations
+from dicom_node import rations, sockets, turns
 from dicom_node.commitment import STORAGE_COMMITMENT, Reference
 from dicom_node.config import DeliveryTable, Peer
 from dicom_node.decoders import compressed_frames
@@ -31,10 +31,10 @@ from dicom_node.services import (
     transfer_syntaxes,
     verdict,
 )
-from dicom_node.sockets import amend
 from dicom_node.tls import client_context
 
-amend()
+sockets.amend()
+turns.amend()
 
 IMPLICIT = RESULT_TRANSFER_SYNTAXES[-1]
 _PLAIN = frozenset({*RESULT_TRANSFER_SYNTAXES, str(RLELossless)})  # what can be re-encoded in the default without loss

@@ -9,7 +9,7 @@ from typing import Any
 from pynetdicom import AE
 from pynetdicom.association import Association
 
-from dicom_node.reactors import Checkpoint
+from dicom_node.turns import Checkpoint, amend
 
 
 def test_a_thread_that_is_told_to_wait_the_moment_it_goes_on_waits(monkeypatch):
@@ -40,6 +40,7 @@ def test_a_thread_that_is_told_to_wait_the_moment_it_goes_on_waits(monkeypatch):
 
 
 def test_every_association_has_such_a_checkpoint_those_that_the_node_asks_for_too():
+    amend()
     first, second = (Association(AE(), "requestor") for _ in range(2))
 
     assert isinstance(first._reactor_checkpoint, Checkpoint)
