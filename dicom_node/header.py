@@ -27,7 +27,7 @@ _DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95",
 _LARGEST_INTEGER = 2**31 - 1  # what a column of the ledger holds
 _MAXIMUM_INFLATED = 64 * 1024 * 1024  # bytes of a deflated dataset that are looked at
 _LONGEST_VALUE = 1024  # bytes of a value that is wanted; what is longer is none of them
-_PARSED_ITEMS, _PARSED_BYTES = 50_000, 1 << 26  # what pydicom may make objects of, and read
+_PARSED_ITEMS, _PARSED_READS, _PARSED_BYTES = 50_000, 300_000, 1 << 26  # what pydicom may make objects of, and read
 _making = threading.RLock()  # whatever many senders send, objects and inflated bytes are those of one data set
 _PIECE = 1 << 20
 _PIXEL_DATA_GROUP = 0x7FE00000
@@ -158,7 +158,7 @@ def _parsed(data: Bytes, transfer_syntax_uid: str, is_whole: bool) -> Values:
         claimed.append(0 if length == UNDEFINED_LENGTH else length)
         return True
 
-    rationed = Rationed(cast(BinaryIO, stream), items=_PARSED_ITEMS, size=_PARSED_BYTES)
+    rationed = Rationed(cast(BinaryIO, stream), items=_PARSED_ITEMS, reads=_PARSED_READS, size=_PARSED_BYTES)
     try:
         with _making:
             dataset = read_dataset(
