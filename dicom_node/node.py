@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from dicom_node import heap
 from dicom_node.assembler import Assembler
 from dicom_node.audit import Audit
 from dicom_node.broker import answers, prepare_embedded, wait_until_ready
@@ -42,6 +43,7 @@ log = structlog.get_logger()
 _WORKER_GRACE = 20.0  # seconds that a worker may take to finish its job when the node stops
 _MEGABYTE = 1024 * 1024
 _DAY = 86400.0
+_TRIM = 60.0  # seconds
 _SHORTEST_PAUSE = 0.005  # seconds between two looks at what is due
 
 
@@ -76,7 +78,7 @@ class Node:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._healthy = True
-        self._reclaim_at = 0.0
+        self._reclaim_at = self._trim_at = 0.0
 
     def start(self) -> int:
         """Make good what an earlier life left, start the children, listen; return the port."""
@@ -116,7 +118,7 @@ class Node:
         parts += [partial(self._spool.watch_room, partial(self._note_door, now))]
         parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
         parts += [self._audit.tick]
-        parts += [partial(self._disposal.tick, now=now), self._reclaim]
+        parts += [partial(self._disposal.tick, now=now), self._reclaim, self._trim]
         did = all([self._did(part) for part in parts])
         if did:
             self._healthy = True
@@ -127,6 +129,12 @@ class Node:
         if time.monotonic() >= self._reclaim_at:
             self._reclaim_at = time.monotonic() + _DAY
             threading.Thread(target=self._did, args=(self._delete_unrecorded,), name="reclaim", daemon=True).start()
+
+    def _trim(self) -> None:
+        """Once a minute: give back the memory that is free."""
+        if time.monotonic() >= self._trim_at:
+            self._trim_at = time.monotonic() + _TRIM
+            heap.trim()
 
     def _delete_unrecorded(self) -> None:
         inspection = Inspection(self.ledger, self._settings.node.storage, grace=_DAY)

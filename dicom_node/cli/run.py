@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dicom_node import __version__, log
+from dicom_node import __version__, heap, log
 from dicom_node.broker import socket_path
 from dicom_node.cli.console import SettingsOption
 from dicom_node.config import CANDIDATES, Settings, load
@@ -28,6 +28,7 @@ def serve(
     a worker process each for models and for deliveries. With `broker = "redis://..."` start `dicom-node-worker`
     on as many machines as you like.
     """
+    heap.keep_small()
     log.configure(verbose=verbose)
     path = settings or next((candidate for candidate in CANDIDATES if candidate.is_file()), None)
     loaded = load(path)
