@@ -18,11 +18,12 @@ from typing import Any
 import follow
 import ohif
 from processes import LOOPBACK, CannotRun, executable, listens, plugin, process, require_free, tail
-from serve import ViewerServer
+from serve import USER, ViewerServer
 
 from dicom_node.config import load
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
+from dicom_node.secret import own_secret
 
 HERE = Path(__file__).resolve().parent
 _EVERY = 0.3  # seconds between two looks at the ledger
@@ -32,7 +33,8 @@ ABOUT = """\
 Start Orthanc as the PACS, OHIF as the viewer and the node behind them, all on this machine.
 
 A study that is pushed to Orthanc is sent on to the node; the node runs its models and sends SEG and SR back to
-Orthanc; OHIF shows them. Only this machine can reach any of it. Ctrl-C ends everything.
+Orthanc; OHIF shows them, to whoever opens the address that is printed: it bears a token. Only this machine can reach
+any of it. Ctrl-C ends everything.
 """
 EXAMPLES = """\
 examples:
@@ -41,8 +43,9 @@ examples:
   make viewer VIEWER_ARGS="--folder viewer-data"    keep studies and results for the next start
 """
 READY = """
-  viewer      {url}
-  PACS        ORTHANC, C-STORE on 127.0.0.1:{dicom_port}; its own pages http://127.0.0.1:{orthanc_port}
+  viewer      {url}/?token={token}
+  PACS        ORTHANC, C-STORE on 127.0.0.1:{dicom_port}
+              its own pages http://127.0.0.1:{orthanc_port}, user {user}, password: the token
   node        DICOM_NODE on 127.0.0.1:{node_port}; gets every series from the PACS, sends SEG and SR back
   logs        {folder}
 
@@ -69,7 +72,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def orthanc_settings(
-    common: Mapping[str, Any], wanted: argparse.Namespace, folder: Path, dicom_web: str
+    common: Mapping[str, Any], wanted: argparse.Namespace, folder: Path, dicom_web: str, token: str
 ) -> dict[str, Any]:
     """Return Orthanc's settings: what holds anywhere, and what is so on this machine."""
     return {
@@ -77,7 +80,8 @@ def orthanc_settings(
         "DicomPort": wanted.dicom_port,
         "HttpPort": wanted.orthanc_port,
         "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": {USER: token},
         "StorageDirectory": str(folder / "orthanc"),
         "IndexDirectory": str(folder / "orthanc"),
         "Plugins": [dicom_web],
@@ -103,7 +107,7 @@ def working_folder(named: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def everything(wanted: argparse.Namespace, folder: Path) -> Iterator[dict[str, Popen[bytes]]]:
+def everything(wanted: argparse.Namespace, folder: Path, token: str) -> Iterator[dict[str, Popen[bytes]]]:
     """Run Orthanc, the node and the page until the end of the block."""
     orthanc = executable("Orthanc", "orthanc")
     dicom_web = plugin("libOrthancDicomWeb.so", "orthanc-dicomweb")
@@ -112,7 +116,9 @@ def everything(wanted: argparse.Namespace, folder: Path) -> Iterator[dict[str, P
     dist = ohif.fetch(wanted.ohif)
     common = json.loads((HERE / "orthanc.json").read_text(encoding="utf-8"))
     pacs_json, node_toml = folder / "orthanc.json", folder / "node.toml"
-    pacs_json.write_text(json.dumps(orthanc_settings(common, wanted, folder, dicom_web), indent=2), encoding="utf-8")
+    settings = orthanc_settings(common, wanted, folder, dicom_web, token)
+    pacs_json.touch(mode=0o600)
+    pacs_json.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     node_toml.write_text(node_settings(wanted.settings.read_text(encoding="utf-8"), wanted), encoding="utf-8")
     commands = {
         "orthanc": ([orthanc, str(pacs_json)], (wanted.orthanc_port, wanted.dicom_port)),
@@ -128,6 +134,7 @@ def everything(wanted: argparse.Namespace, folder: Path) -> Iterator[dict[str, P
             dist=dist,
             app_config=HERE / "app-config.js",
             orthanc=(LOOPBACK, wanted.orthanc_port),
+            token=token,
         )
         page.start()
         stack.callback(page.close)
@@ -156,10 +163,14 @@ def run(wanted: argparse.Namespace, stop: threading.Event) -> None:
     """Start everything, tell how to use it, follow it, and end it."""
     url = f"http://localhost:{wanted.port}"
     print("starting ..." if ohif.is_here(wanted.ohif) else "getting OHIF with npm (once, 50 MB) ...", flush=True)
-    with working_folder(wanted.folder) as folder, everything(wanted, folder) as running:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(working_folder(wanted.folder))
+        token = own_secret(folder, "viewer.token")
+        running = stack.enter_context(everything(wanted, folder, token))
         with contextlib.closing(Ledger(load(folder / "node.toml").ledger_url)) as ledger:
             forgets = "" if wanted.folder else " and forgets the studies (--folder keeps them)"
-            print(READY.format(**{**vars(wanted), "url": url, "folder": folder, "forgets": forgets}), flush=True)
+            said = {"url": url, "folder": folder, "forgets": forgets, "token": token, "user": USER}
+            print(READY.format(**{**vars(wanted), **said}), flush=True)
             watch(ledger, url, stop, running, folder)
         print("ending ...", flush=True)
 

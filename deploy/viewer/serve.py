@@ -1,9 +1,15 @@
-"""One origin for the viewer and its archive: OHIF's files, and a streaming proxy to Orthanc's DICOMweb."""
+"""One origin for the viewer and its archive: OHIF's files, and a streaming proxy to Orthanc's DICOMweb.
+
+It is for whoever has the token: the address that is opened first bears it, a cookie from then on.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hmac
 import http.client
+import http.cookies
 import mimetypes
 import threading
 from collections.abc import Iterable, Iterator
@@ -11,7 +17,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 PROXIED = ("/dicom-web", "/wado")
 HEADERS = {
@@ -21,6 +27,9 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+USER = "viewer"  # at Orthanc, with the token as password
+_COOKIE, _TOKEN = "dicom-node-viewer", "token"
+_NOT_PASSED_ON = {"cookie", "authorization"}
 _HOP_BY_HOP = {
     *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"),
     *("upgrade", "content-length"),
@@ -55,14 +64,34 @@ def is_known_host(host: str) -> bool:
     return name in _LOOPBACK
 
 
+def token_in(target: str) -> tuple[str, str]:
+    """Return the token that the address of a request bears, empty where it bears none, and the address without it."""
+    parts = urlsplit(target)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    rest = urlencode([each for each in query if each[0] != _TOKEN])
+    path = "/" + parts.path.lstrip("/")  # of two slashes a browser would make another host
+    return dict(query).get(_TOKEN, ""), urlunsplit(("", "", path, rest, ""))
+
+
+def token_of(cookies: str) -> str:
+    """Return the token that a Cookie header bears, empty where it bears none."""
+    try:
+        found = http.cookies.SimpleCookie(cookies).get(_COOKIE)
+    except http.cookies.CookieError:
+        return ""
+    return found.value if found else ""
+
+
 class ViewerServer(ThreadingHTTPServer):
-    """Serves until `close`; `orthanc` is the address of its HTTP server."""
+    """Serves until `close`, whoever has `token`; `orthanc` is the address of its HTTP server."""
 
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], *, dist: Path, app_config: Path, orthanc: tuple[str, int]) -> None:
+    def __init__(
+        self, address: tuple[str, int], *, dist: Path, app_config: Path, orthanc: tuple[str, int], token: str
+    ) -> None:
         """Bind `address`; nothing is answered before `start`."""
-        self.dist, self.app_config, self.orthanc = dist, app_config, orthanc
+        self.dist, self.app_config, self.orthanc, self.token = dist, app_config, orthanc, token
         super().__init__(address, _Handler)
         self.is_private = address[0] in _LOOPBACK
 
@@ -87,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer from the archive or from OHIF's files."""
         if self.server.is_private and not is_known_host(self.headers.get("Host", "")):
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST)
+        elif not self._is_the_token(token_of(self.headers.get("Cookie", ""))):
+            self._let_in()
         elif is_proxied(self.path):
             self._pass_on()
         elif self.command == "POST":
@@ -95,6 +126,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file()
 
     do_HEAD = do_POST = do_GET
+
+    def _is_the_token(self, said: str) -> bool:
+        return hmac.compare_digest(said.encode(), self.server.token.encode())
+
+    def _let_in(self) -> None:
+        """Give whoever opens the address with the token a cookie, and send them to the address without it."""
+        token, rest = token_in(self.path)
+        if not self._is_the_token(token):
+            self._refuse(HTTPStatus.UNAUTHORIZED)
+            return
+        cookie = f"{_COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict"
+        headers = {"Set-Cookie": cookie, "Location": rest, "Content-Length": "0", "Cache-Control": "no-store"}
+        self._begin(HTTPStatus.SEE_OTHER, headers.items())
 
     def _send_file(self) -> None:
         is_config = urlsplit(self.path).path == "/app-config.js"
@@ -116,7 +160,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         """Ask Orthanc the same and hand its answer on while it comes; Host stays, for Orthanc makes links of it."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
-        sent = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        kept = _HOP_BY_HOP | _NOT_PASSED_ON
+        sent = {name: value for name, value in self.headers.items() if name.lower() not in kept}
+        sent["Authorization"] = "Basic " + base64.b64encode(f"{USER}:{self.server.token}".encode()).decode()
         with contextlib.closing(http.client.HTTPConnection(*self.server.orthanc, timeout=_TIMEOUT)) as connection:
             try:
                 connection.request(self.command, self.path, body=body, headers=sent)

@@ -29,7 +29,8 @@ class Viewer:
     """One page of OHIF; what went wrong in it is in `problems`."""
 
     def __init__(self, page: Page, url: str, pictures: Path) -> None:
-        self.page, self.url, self.pictures = page, url, pictures
+        self.url, _, self._token = url.partition("/?token=")
+        self.page, self.pictures = page, pictures
         self.problems: list[str] = []
         self.requests_elsewhere: list[str] = []
         self.warnings: Counter[str] = Counter()
@@ -61,7 +62,7 @@ class Viewer:
     def open(self, study_instance_uid: str, *series_instance_uids: str) -> None:
         """Open some series of a study and wait for the first image."""
         series = f"&SeriesInstanceUIDs={','.join(series_instance_uids)}" if series_instance_uids else ""
-        self.page.goto(f"{self.url}/viewer?StudyInstanceUIDs={study_instance_uid}{series}")
+        self.page.goto(f"{self.url}/viewer?StudyInstanceUIDs={study_instance_uid}{series}&token={self._token}")
         self.page.wait_for_function(
             "() => window.cornerstone && cornerstone.getRenderingEngines().some("
             "e => e.getViewports().some(v => v.getImageIds && v.getImageIds().length && v.getCurrentImageId()))",

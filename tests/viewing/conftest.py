@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,8 @@ class Stand:
 
     @property
     def url(self) -> str:
-        return f"http://localhost:{self.port}"
+        """The address that is printed, with its token."""
+        return re.search(r"http://localhost:\d+/\?token=\w+", self.log()).group()
 
     def log(self) -> str:
         return (self.folder / "run.log").read_text(errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 from dataclasses import replace
 
@@ -256,6 +257,33 @@ def number_of_findings(folder):
     counts = {len(hd.sr.srread(path).content.get_planar_roi_measurement_groups()) for path in reports}
     assert len(counts) == 1
     return counts.pop()
+
+
+def asked(port, target, **headers):
+    """The status, the headers and the beginning of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("GET", target, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read(1000)
+    finally:
+        connection.close()
+
+
+def test_pages_and_images_are_for_whoever_has_the_token(stand):
+    token = stand.url.rpartition("=")[2]
+    for target in ("/", "/viewer?StudyInstanceUIDs=1.2", "/dicom-web/studies", f"/?token={token[:-1]}"):
+        assert asked(stand.port, target)[0] == 401
+    assert asked(stand.orthanc_port, "/studies")[0] == 401
+
+    status, headers, _ = asked(stand.port, f"//viewer?StudyInstanceUIDs=1.2&token={token}")
+
+    assert (status, headers["Location"]) == (303, "/viewer?StudyInstanceUIDs=1.2")
+    assert "HttpOnly" in headers["Set-Cookie"]
+    cookie = headers["Set-Cookie"].partition(";")[0]
+    assert asked(stand.port, "/dicom-web/studies", Cookie=cookie)[0] == 200
+    assert asked(stand.port, "/", Cookie=cookie)[0] == 200
+    assert asked(stand.port, "/", Cookie="dicom-node-viewer=guessed")[0] == 401
 
 
 @pytest.mark.peer("storescu")
