@@ -29,6 +29,7 @@ HEADERS = {
 }
 USER = "viewer"  # at Orthanc, with the token as password
 _COOKIE, _TOKEN = "dicom-node-viewer", "token"
+_OPEN = "/manifest.json"  # OHIF's own, which browsers ask for without cookies
 _NOT_PASSED_ON = {"cookie", "authorization"}
 _HOP_BY_HOP = {
     *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"),
@@ -55,7 +56,7 @@ def file_for(dist: Path, target: str) -> Path | None:
         return None
     if path.is_file():
         return path
-    return None if path.suffix else dist / "index.html"
+    return None if Path(relative).suffix else dist / "index.html"
 
 
 def is_known_host(host: str) -> bool:
@@ -116,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer from the archive or from OHIF's files."""
         if self.server.is_private and not is_known_host(self.headers.get("Host", "")):
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST)
-        elif not self._is_the_token(token_of(self.headers.get("Cookie", ""))):
+        elif self.path != _OPEN and not self._is_the_token(token_of(self.headers.get("Cookie", ""))):
             self._let_in()
         elif is_proxied(self.path):
             self._pass_on()

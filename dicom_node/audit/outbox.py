@@ -55,9 +55,12 @@ class Outbox:
         return self.has_room(self._limit // 10)
 
     def waiting(self) -> list[Path]:
-        """Return the files of the messages, in the order in which they were put."""
+        """Return the files of the messages, in the order in which they were put; none is missing before the last."""
         with _availability():
-            return [self._folder / name for name in sorted(self._names())]
+            if not self._folder.is_dir():
+                return []
+            with self._locked():  # a listing that goes on while names are given may leave out one and have the next
+                return [self._folder / name for name in sorted(self._names())]
 
     def size(self) -> int:
         """Return how many bytes wait."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ import pytest
 import redis
 from pydicom import dcmread
 from pynetdicom import AE
+from xxhash import xxh3_128_hexdigest
 
 from dicom_node.broker import socket_path
 from dicom_node.config import load
@@ -153,7 +153,7 @@ def everything_acknowledged_is_held(running, acknowledged: set[str]) -> None:
         path = running.folder / "storage" / held[uid].path
         content = path.read_bytes()
         length = int.from_bytes(content[140:144], "little")
-        assert hashlib.sha256(content[144 + length :]).hexdigest() == held[uid].sha256
+        assert xxh3_128_hexdigest(content[144 + length :]) == held[uid].digest
 
 
 def exactly_one_result_set_for_each_final_revision(running, orthanc) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from io import BytesIO
 
 import highdicom as hd
 import numpy as np
 import pytest
 from pydicom import dcmread
 
-from tests.conformance.cases import GEOMETRIES, encode_case, enhanced_from, make_case, point_of
+from tests.conformance.cases import GEOMETRIES, encode_case, encoded, enhanced_from, make_case, point_of
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -76,12 +77,17 @@ def test_the_right_lung_is_on_the_right(tmp_path, geometry):
     assert (truth[order] & right_half).sum() > 0.95 * truth.sum()
 
 
+def as_highdicom_reads(segmentation):
+    """As it is in its file: its pixels are made while it is written."""
+    return hd.seg.Segmentation.from_dataset(dcmread(BytesIO(encoded(segmentation))))
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_highdicom_reads_the_mask_back_slice_by_slice(tmp_path, geometry):
     case = make_case(tmp_path, geometry)
 
     for segmentation, labels in zip(case.of("seg"), case.findings.labels, strict=True):
-        read = hd.seg.Segmentation.from_dataset(segmentation).get_pixels_by_source_instance(
+        read = as_highdicom_reads(segmentation).get_pixels_by_source_instance(
             [str(case.volume.source.dataset_of(frame).SOPInstanceUID) for frame in range(len(labels))],
             combine_segments=True,
             ignore_spatial_locations=True,
@@ -161,7 +167,7 @@ def test_an_enhanced_object_with_shuffled_frames_is_the_same_volume(tmp_path):
     np.testing.assert_array_equal(case.volume.grid.values, classic.volume.grid.values)
     for segmentation, labels in zip(case.of("seg"), case.findings.labels, strict=True):
         frames = [frame.frame_number for frame in case.volume.source.frames]
-        read = hd.seg.Segmentation.from_dataset(segmentation).get_pixels_by_source_frame(
+        read = as_highdicom_reads(segmentation).get_pixels_by_source_frame(
             str(case.volume.source.datasets[0].SOPInstanceUID),
             frames,
             combine_segments=True,
@@ -191,7 +197,7 @@ def test_real_series_become_volumes_and_masks_come_back(shared_data, name):
 
     frames = case.volume.source.frames
     for segmentation, labels in zip(case.of("seg"), case.findings.labels, strict=True):
-        read = hd.seg.Segmentation.from_dataset(segmentation)
+        read = as_highdicom_reads(segmentation)
         arguments = {
             "combine_segments": True,
             "ignore_spatial_locations": True,
