@@ -1,7 +1,7 @@
 """The digest of a data set: what disks, crashes and senders do to bytes changes it.
 
-XXH3 with 128 bits costs a thirtieth of SHA-256 and finds the same accidents. It keeps out nobody who can write to the
-storage folder, and neither would SHA-256: whoever can, can write to the ledger beside it. Files of earlier versions
+XXH3 with 128 bits costs a twenty-fifth of SHA-256 and finds the same accidents. It keeps out nobody who can write to
+the storage folder, and neither would SHA-256: whoever can, can write to the ledger beside it. Files of earlier versions
 have a SHA-256, and are still checked by it.
 """
 

@@ -18,15 +18,15 @@ EXPLICIT_HEADS: Mapping[bytes, int] = {
 }
 """By VR, how many bytes stand before a value: tag, VR and a short or a long length (PS3.5 7.1.2)."""
 
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 7.5
 _MOST_ELEMENTS = 1_000_000  # at the top level; an image has some hundred
 _MOST_INSIDE = 10_000_000  # items and elements in one sequence of undefined length; 20,000 frames have a third of it
 _DEEPEST = 200_000  # sequences and items that are open at once
 _DELIMITERS = 0xFFFE  # their group
 
-_implicit_head = struct.Struct("<HHL").unpack_from
-_explicit_head = struct.Struct("<HH2sH").unpack_from
-_long_length = struct.Struct("<L").unpack_from
+implicit_head = struct.Struct("<HHL").unpack_from
+explicit_head = struct.Struct("<HH2sH").unpack_from
+read_long = struct.Struct("<L").unpack_from
 
 Bytes = bytes | bytearray | memoryview
 
@@ -65,16 +65,16 @@ def scan(
     last, before, at, end = max(wanted, default=-1), -1, 0, len(view)
     if is_implicit and bytes(view[4:6]) in EXPLICIT_HEADS:
         raise NotUnderstood("the data set has VRs, and is said to have none")
-    heads, long_length = EXPLICIT_HEADS, _long_length  # every name is looked up some hundred times in each instance
+    heads, long_length = EXPLICIT_HEADS, read_long  # every name is looked up some hundred times in each instance
     try:
         for _ in range(_MOST_ELEMENTS):
             if at >= end:
                 break
             if is_implicit:
-                group, element, length = _implicit_head(view, at)
+                group, element, length = implicit_head(view, at)
                 vr, at = b"", at + 8
             else:
-                group, element, vr, length = _explicit_head(view, at)
+                group, element, vr, length = explicit_head(view, at)
                 size = heads.get(vr, 0)
                 if size == 12:
                     length = long_length(view, at + 8)[0]
@@ -118,7 +118,7 @@ def items(view: Bytes, place: Place, is_implicit: bool) -> Iterator[Bytes]:
     try:
         while at < end:
             tag, _, length, start = _head(view, at, True)
-            if tag != _ITEM:
+            if tag != ITEM:
                 raise NotUnderstood("a sequence has something else than items")
             if length == UNDEFINED_LENGTH:
                 at = _after(view, start, [(False, contents)])
@@ -135,15 +135,15 @@ def items(view: Bytes, place: Place, is_implicit: bool) -> Iterator[Bytes]:
 def _head(view: Bytes, at: int, is_implicit: bool) -> tuple[int, bytes, int, int]:
     """Return the tag, VR and length of the element at an offset, and the offset of its value."""
     if is_implicit:
-        group, element, length = _implicit_head(view, at)
+        group, element, length = implicit_head(view, at)
         return group << 16 | element, b"", length, at + 8
-    group, element, vr, length = _explicit_head(view, at)
+    group, element, vr, length = explicit_head(view, at)
     size = EXPLICIT_HEADS.get(vr, 0)
     if size == 8:
         return group << 16 | element, vr, length, at + 8
     if not size:
         raise NotUnderstood(f"the element {group:04X}{element:04X} has no VR")
-    return group << 16 | element, vr, _long_length(view, at + 8)[0], at + 12
+    return group << 16 | element, vr, read_long(view, at + 8)[0], at + 12
 
 
 class _Contents(Enum):
@@ -182,10 +182,10 @@ def _after(view: Bytes, at: int, opened: list[tuple[bool, _Contents]]) -> int:
         is_sequence, contents = opened[-1]
         if is_sequence or view[at : at + 2] == b"\xfe\xff":
             tag, _, length, at = _head(view, at, True)
-            if tag == (_SEQUENCE_END if is_sequence else _ITEM_END) and length == 0:
+            if tag == (SEQUENCE_END if is_sequence else ITEM_END) and length == 0:
                 opened.pop()
                 continue
-            if tag != _ITEM or not is_sequence or (contents is _Contents.BYTES and length == UNDEFINED_LENGTH):
+            if tag != ITEM or not is_sequence or (contents is _Contents.BYTES and length == UNDEFINED_LENGTH):
                 raise NotUnderstood("a sequence has something else than items")
             inside = (False, contents)
         else:

@@ -8,13 +8,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Set
 
-from dicom_node.elements import EXPLICIT_HEADS, UNDEFINED_LENGTH, Bytes, CutOff, NotUnderstood
-
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-
-_item_head = struct.Struct("<HHL").unpack_from
-_head = struct.Struct("<HH2sH").unpack_from
-_long_length = struct.Struct("<L").unpack_from
+from dicom_node.elements import (
+    EXPLICIT_HEADS,
+    ITEM,
+    ITEM_END,
+    SEQUENCE_END,
+    UNDEFINED_LENGTH,
+    Bytes,
+    CutOff,
+    NotUnderstood,
+    explicit_head,
+    implicit_head,
+    read_long,
+)
 
 Found = dict[int, bytes]
 """The elements that were looked for in one item, by tag; of a sequence no more than that it is there."""
@@ -32,7 +38,7 @@ def items_of(value: Bytes, wanted: Set[int], passed_over: Set[int] = frozenset()
     try:
         while at < end:
             tag, length, at = _delimiter(value, at)
-            if tag == _SEQUENCE_END:
+            if tag == SEQUENCE_END:
                 return
             found: list[Found] = []
             at = _item(value, at, end, length, wanted, passed_over, found)
@@ -43,9 +49,9 @@ def items_of(value: Bytes, wanted: Set[int], passed_over: Set[int] = frozenset()
 
 def _delimiter(view: Bytes, at: int) -> tuple[int, int, int]:
     """Return the tag and the length of what stands between items, and where it ends."""
-    group, element, length = _item_head(view, at)
+    group, element, length = implicit_head(view, at)
     tag = group << 16 | element
-    if tag != _ITEM and (tag != _SEQUENCE_END or length):
+    if tag != ITEM and (tag != SEQUENCE_END or length):
         raise NotUnderstood("a sequence has something else than items")
     return tag, length, at + 8
 
@@ -61,13 +67,13 @@ def _item(
     found.append(mine)
     heads = EXPLICIT_HEADS
     while at < stop:
-        group, element, vr, size = _head(view, at)
+        group, element, vr, size = explicit_head(view, at)
         tag = group << 16 | element
-        if tag == _ITEM_END and length == UNDEFINED_LENGTH:
+        if tag == ITEM_END and length == UNDEFINED_LENGTH:
             return at + 8
         wide = heads.get(vr, 0)
         if wide == 12:
-            size = _long_length(view, at + 8)[0]
+            size = read_long(view, at + 8)[0]
         elif not wide:
             raise NotUnderstood(f"the element {tag:08X} has no VR")
         at += wide
@@ -94,7 +100,7 @@ def _sequence(
         raise CutOff("a sequence is cut off")
     while at < stop:
         tag, size, at = _delimiter(view, at)
-        if tag == _SEQUENCE_END:
+        if tag == SEQUENCE_END:
             return at
         at = _item(view, at, stop, size, wanted, passed_over, found)
     if length == UNDEFINED_LENGTH:

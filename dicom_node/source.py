@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy.typing as npt
 from pydicom import Dataset
@@ -30,6 +30,36 @@ class Instance:
     sop_instance_uid: str
     position: tuple[str, ...]
     like: int
+
+
+class Lazy(Sequence[Dataset]):
+    """Headers of images, each made when it is asked for, and the same object every time."""
+
+    def __init__(self, number: int, known: Mapping[int, Dataset]) -> None:
+        """Have `number` headers, of which some are `known`, by their index."""
+        self._number = number
+        self._known = dict(known)
+
+    def make(self, number: int) -> Dataset:
+        """Return a header that is not known yet."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return self._number
+
+    @overload
+    def __getitem__(self, number: int) -> Dataset: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Dataset]: ...
+    def __getitem__(self, number: int | slice) -> Dataset | Sequence[Dataset]:
+        """Return a header, or those of a slice; what `make` raises."""
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        number = range(len(self))[number]
+        if number not in self._known:
+            self._known[number] = self.make(number)
+        return self._known[number]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.elements import PIXEL_DATA, CutOff, NotUnderstood, Place, scan
 from dicom_node.errors import InputRefused
-from dicom_node.source import Instance, instance_of
+from dicom_node.source import Instance, Lazy, instance_of
 from workers.slices import TRAITS, Slice, read_header, slices_of
 
 _META_HEAD = 144  # preamble, DICM and the group length of the meta information
@@ -156,31 +155,18 @@ def plain_words(path: Path, plain: Plain, shape: tuple[int, int]) -> npt.NDArray
     return np.frombuffer(data, f"<u{words}", count=shape[0] * shape[1]).reshape(shape)
 
 
-class Headers(Sequence[Dataset]):
+class Headers(Lazy):
     """The headers of files, each read when it is asked for: of images that are read as another, seldom any."""
 
     def __init__(self, paths: Sequence[Path], known: Mapping[int, Dataset], like: Mapping[int, int]) -> None:
         """Take the headers that are `known`, by their number; file n says what file `like[n]` says."""
+        super().__init__(len(paths), known)
         self._paths = paths
-        self._known = dict(known)
         self._like = like
 
-    def __len__(self) -> int:
-        """Return how many files there are."""
-        return len(self._paths)
-
-    @overload
-    def __getitem__(self, number: int) -> Dataset: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Dataset]: ...
-    def __getitem__(self, number: int | slice) -> Dataset | Sequence[Dataset]:
-        """Return a header, read now where it has not been yet; raise InputRefused where it cannot be read any more."""
-        if isinstance(number, slice):
-            return [self[each] for each in range(len(self))[number]]
-        number = range(len(self))[number]
-        if number not in self._known:
-            self._known[number] = read_header(self._paths[number])
-        return self._known[number]
+    def make(self, number: int) -> Dataset:
+        """Read a header; raise InputRefused where it cannot be read any more."""
+        return read_header(self._paths[number])
 
     def shared(self, number: int) -> Dataset:
         """Return a header that says the same as that of `number` but for its place, number, time and name."""

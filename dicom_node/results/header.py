@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import highdicom as hd
 import numpy as np
@@ -24,7 +24,7 @@ from pydicom.valuerep import PersonName, validate_value
 from dicom_node.errors import InputRefused
 from dicom_node.findings import Code
 from dicom_node.labelling import MANUFACTURER, MANUFACTURER_MODEL_NAME, Context, derive_uid
-from dicom_node.source import Instance, Source
+from dicom_node.source import Instance, Lazy, Source
 
 ARTIFICIAL_INTELLIGENCE = PydicomCode("123110", "DCM", "Artificial Intelligence")
 PROCESSING_EQUIPMENT = PydicomCode("109102", "DCM", "Processing Equipment")
@@ -68,37 +68,24 @@ _OFFSET = re.compile("[+-][0-9]{4}")
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-class Images(Sequence[Dataset]):
+class Images(Lazy):
     """Headers of images as highdicom can use them, each made ready when it is asked for."""
 
     def __init__(self, originals: Sequence[Dataset], stated: Dataset, thickness: float) -> None:
         """Take the source's headers; `stated` is the first of them in UTF-8."""
+        super().__init__(len(originals), {0: _filled(_shallow(stated), thickness)})
         self._originals = originals
         self._thickness = thickness
-        self._ready = {0: _filled(_shallow(stated), thickness)}
 
-    def __len__(self) -> int:
-        """Return how many images there are."""
-        return len(self._originals)
-
-    @overload
-    def __getitem__(self, number: int) -> Dataset: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Dataset]: ...
-    def __getitem__(self, number: int | slice) -> Dataset | Sequence[Dataset]:
-        """Return a header, the same object every time."""
-        if isinstance(number, slice):
-            return [self[each] for each in range(len(self))[number]]
-        number = range(len(self))[number]
-        if number not in self._ready:
-            self._ready[number] = self._like_the_first(_filled(_shallow(self._originals[number]), self._thickness))
-        return self._ready[number]
+    def make(self, number: int) -> Dataset:
+        """Make the source's header ready."""
+        return self._like_the_first(_filled(_shallow(self._originals[number]), self._thickness))
 
     def _like_the_first(self, other: Dataset) -> Dataset:
         """Say the same: it is equal but for rounding, or they would not be one stack, and highdicom asks every bit."""
         for keyword in ("ImageOrientationPatient", "PixelSpacing"):
-            if keyword in self._ready[0]:
-                put(other, keyword, self._ready[0][keyword].value)
+            if keyword in self[0]:
+                put(other, keyword, self[0][keyword].value)
         return other
 
 
