@@ -113,6 +113,7 @@ class Recorder:
         self._clock = clock
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._brought: dict[str, Brought] = {}
+        self._recorded: list[Path] = []  # on record, and to be taken out of the inbox
         self._is_away = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -294,11 +295,26 @@ class Recorder:
                 outcomes.append(Outcome.QUARANTINED)
         self._spool.sync([*(instance.path for instance, _, _ in new.values()), *(path for _, path in aside)])
         self._ledger.arrivals.record(list(new.values()), again, aside, node_id=self._node_id, now=self._clock())
+        self._recorded += [arrival.path for arrival in arrivals]
+        self._take_out()
         for arrival, outcome in zip(arrivals, outcomes, strict=True):
-            arrival.path.unlink(missing_ok=True)
             self._brought.setdefault(arrival.association.association_id, Brought()).add(arrival.header, outcome)
             if outcome is Outcome.QUARANTINED:
                 log.warning("instance.quarantined", calling_ae_title=arrival.association.calling_ae_title)
+
+    def _take_out(self) -> None:
+        """Take out of the inbox what is on record; what a broken disk keeps there is tried again with the next group.
+
+        Should the node end before, its next life finds that the ledger knows these bytes.
+        """
+        left = []
+        for path in self._recorded:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.error("inbox.not_emptied", reason=error.strerror)
+                left.append(path)
+        self._recorded = left
 
     def _record_end(self, ended: Ended) -> None:
         identity = ended.identity

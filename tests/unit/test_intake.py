@@ -297,6 +297,22 @@ def test_the_next_life_records_what_the_last_one_acknowledged(arrive, ledger, sp
     assert not spool.inbox.waiting()
 
 
+def test_what_a_broken_disk_keeps_in_the_inbox_is_on_record_and_taken_out_later(keep, spool, ledger, monkeypatch):
+    unlink, refusals = Path.unlink, [OSError(errno.EIO, "Input/output error")]
+
+    def unlinks(path, **options):
+        if path.parent == spool.inbox.folder and refusals:
+            raise refusals.pop()
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlinks)
+    assert keep(ct()) is Outcome.STORED
+    assert len(spool.inbox.waiting()) == 1
+    assert keep(ct(2)) is Outcome.STORED
+    assert not spool.inbox.waiting()
+    assert one_series(ledger).received == 2
+
+
 def test_the_next_life_finds_what_was_recorded_but_not_taken_out_a_duplicate(
     arrive, recorder, ledger, spool, monkeypatch
 ):
