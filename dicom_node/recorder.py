@@ -7,7 +7,6 @@ So the ledger may be away, or the node may die, at any moment: the inbox says wh
 from __future__ import annotations
 
 import mmap
-import queue
 import threading
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from dicom_node.audit import Transfers
 from dicom_node.digest import digesting_like
 from dicom_node.entities import AssociationIdentity, Header, Instance
 from dicom_node.errors import InvalidInstance, LedgerUnavailable, Refused, Unavailable
+from dicom_node.gathering import Gathering
 from dicom_node.header import read_header
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.journal import Subject
@@ -111,7 +111,7 @@ class Recorder:
         self._spool = spool
         self._node_id = node_id
         self._clock = clock
-        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._waiting = Gathering[_Item](most=_GROUP, seconds=_GATHER)
         self._brought: dict[str, Brought] = {}
         self._recorded: list[Path] = []  # on record, and to be taken out of the inbox
         self._is_away = False
@@ -128,7 +128,7 @@ class Recorder:
     def stop(self, *, grace: float = 10.0) -> None:
         """Record what has arrived; where the ledger is away, the next life does."""
         if self._thread.is_alive():
-            self._queue.put(None)
+            self._waiting.close()
             self._thread.join(grace)
             self._stop.set()
             self._thread.join()
@@ -137,9 +137,9 @@ class Recorder:
         """Put whatever lies in the inbox into the queue, and throw away what was never whole; return how many."""
         found = [arrival for path in self._spool.inbox.waiting() if (arrival := self._recovered(path)) is not None]
         for arrival in found:
-            self._queue.put(arrival)
+            self.arrived(arrival)
         for identity in dict.fromkeys(arrival.association for arrival in found):
-            self._queue.put(Ended(identity, released=False, at=self._clock()))
+            self.ended(Ended(identity, released=False, at=self._clock()))
         if found:
             log.warning("inbox.recovered", instances=len(found))
         return len(found)
@@ -168,21 +168,21 @@ class Recorder:
 
     def require_room(self) -> None:
         """Raise LedgerUnavailable where too much waits for a ledger that is away."""
-        if self._queue.qsize() >= _BACKLOG:
+        if len(self._waiting) >= _BACKLOG:
             raise LedgerUnavailable("The ledger does not answer")
 
     def arrived(self, arrival: Arrival) -> None:
         """Take what is durable."""
-        self._queue.put(arrival)
+        self._waiting.put(arrival)
 
     def ended(self, ended: Ended) -> None:
         """Take that an association has ended: after whatever it has sent."""
-        self._queue.put(ended)
+        self._waiting.put(ended, at_once=True)
 
     def flush(self, *, timeout: float = 10.0) -> bool:
         """Wait until everything that has arrived by now is recorded; return whether it is."""
         reached = threading.Event()
-        self._queue.put(reached)
+        self._waiting.put(reached, at_once=True)
         if not self._thread.is_alive():
             self.drain()
         return reached.wait(timeout)
@@ -191,40 +191,18 @@ class Recorder:
 
     def drain(self) -> None:
         """Record what is in the queue now, in the calling thread; raise Unavailable where that cannot be."""
-        group: list[_Item] = []
-        while not self._queue.empty():
-            if (item := self._queue.get()) is not None:
-                group.append(item)
+        group = self._waiting.take_all()
         try:
             self._record(group)
         finally:
             for item in group:  # what could not be
-                self._queue.put(item)
+                self._waiting.put(item)
 
     def _run(self) -> None:
-        is_last = False
-        while not is_last:
-            group, is_last = self._gathered()
+        while group := self._waiting.take():
             while not self._attempted(group):
                 if self._stop.wait(_PAUSE):
                     return
-
-    def _gathered(self) -> tuple[list[_Item], bool]:
-        """Return what came within a moment of the first, and whether nothing will come after it."""
-        group: list[_Item] = []
-        deadline = None
-        while len(group) < _GROUP:
-            try:
-                item = self._queue.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                break
-            if item is None:
-                return group, True
-            group.append(item)
-            if not isinstance(item, Arrival):
-                break
-            deadline = deadline or time.monotonic() + _GATHER
-        return group, False
 
     def _attempted(self, group: list[_Item]) -> bool:
         """Record a group; return False where what is left of it has to be tried again."""

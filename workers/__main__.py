@@ -14,7 +14,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from dicom_node import config, log
+from dicom_node import config, heap, log
 from dicom_node.dispatch import QUEUES
 from dicom_node.errors import NodeError, Unavailable
 from dicom_node.ledger import Ledger
@@ -65,7 +65,8 @@ def run(
     pipeline = Pipeline(loaded, ledger, spool, worker=identity)
     app = make_app(broker, pipeline.run, pipeline.stop)
     if QUEUES[Kind.INFER] in queues:
-        threading.Thread(target=pipeline.warm, name="warms models", daemon=True).start()
+        threading.Thread(target=_warm, args=(pipeline,), name="warms models", daemon=True).start()
+    heap.settle()
     logger.info("worker.ready", queues=queues, device=loaded.node.device)
     worker = app.Worker(
         pool="solo",
@@ -81,6 +82,11 @@ def run(
         worker.start()
     finally:
         pipeline.close()
+
+
+def _warm(pipeline: Pipeline) -> None:
+    pipeline.warm()
+    heap.settle()
 
 
 def _opened(url: str) -> Ledger:

@@ -37,6 +37,7 @@ def serve(
         signal.signal(number, lambda *_: node.ask_to_stop())
     try:
         port = node.start()
+        heap.settle()
         _banner(loaded, port, path)
         node.run()
     finally:
