@@ -1,8 +1,9 @@
 """`arrived/`: whatever has been acknowledged and is not yet in the ledger, one file each.
 
-A file has no name while it is being received, so nothing half-received is ever left behind. It gets its name, then
-file and folder are synced, then it may be acknowledged. What a power cut has torn was never acknowledged, and says so
-itself: its digest is not that of its data set.
+Files get their names before there is anything to put into them, many at once: empty slots, whose names are made
+durable by one sync of the folder. What is received is written to a slot, then its head, without which it is nothing
+that anybody reads; then one sync of the file, and it may be acknowledged. What a crash left half-received has no head,
+and what a power cut has torn says so itself: its digest is not that of its data set. Neither was acknowledged.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 from dicom_node.disk import Bytes, availability, sync_folder, write_all
+from dicom_node.part10 import has_head
 
 _ARRIVED = "arrived"
-_UNNAMED = getattr(os, "O_TMPFILE", 0)
-_NO_UNNAMED = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
+_SLOTS = 32  # made at once
 _MODE = 0o640
-_NAMED, _UNFINISHED = ".dcm", ".part"
+_SLOT, _EARLIER = ".slot", ".dcm"  # earlier versions named a file when it was whole
 
 
 class Inbox:
@@ -30,48 +33,85 @@ class Inbox:
         with availability():
             self.folder.mkdir(parents=True, exist_ok=True)
             sync_folder(storage)
-        self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._slots: list[Path] = []
+        self._lock = threading.Lock()
 
     def open(self) -> Arriving:
-        """Return a new file to write to."""
+        """Return a file to write to; raise Unavailable where there can be none."""
         with availability():
-            return Arriving(self.folder, self._descriptor)
+            while True:
+                path = self._slot()
+                with suppress(FileNotFoundError):  # somebody has tidied up
+                    return Arriving(path)
+
+    def _slot(self) -> Path:
+        with self._lock:
+            if not self._slots:
+                self._make()
+            return self._slots.pop()
+
+    def _make(self) -> None:
+        made = []
+        try:
+            for _ in range(_SLOTS):
+                path = self.folder / f"{os.urandom(16).hex()}{_SLOT}"
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
+                made.append(path)
+            sync_folder(self.folder)
+        except BaseException:
+            _delete(made)
+            raise
+        self._slots = made
+
+    def close(self) -> None:
+        """Delete the slots that were not needed."""
+        with self._lock:
+            _delete(self._slots)
+            self._slots = []
 
     def waiting(self) -> list[Path]:
         """Return what was acknowledged and has not been recorded, the oldest first."""
-        with availability():
-            found = [
-                (entry.stat().st_mtime_ns, entry.name)
-                for entry in os.scandir(self.folder)
-                if entry.name.endswith(_NAMED)
-            ]
-        return [self.folder / name for _, name in sorted(found)]
+        found = [(written_at, path) for path, written_at, is_whole in self._files() if is_whole]
+        return [path for _, path in sorted(found)]
 
     def unfinished(self) -> list[Path]:
-        """Return what an earlier life left where files must have names."""
-        return list(self.folder.glob(f"*{_UNFINISHED}"))
+        """Return what has no head: slots, and what is being received now or was when an earlier life ended."""
+        return [path for path, _, is_whole in self._files() if not is_whole]
+
+    def _files(self) -> list[tuple[Path, int, bool]]:
+        """Return every file, when it was written last, and whether it has its head."""
+        found = []
+        with availability():
+            for entry in os.scandir(self.folder):
+                with suppress(FileNotFoundError):
+                    is_whole = entry.name.endswith(_EARLIER) or _is_written(entry)
+                    found.append((Path(entry.path), entry.stat().st_mtime_ns, is_whole))
+        return found
+
+
+def _is_written(entry: os.DirEntry[str]) -> bool:
+    if not entry.stat().st_size:
+        return False
+    with open(entry.path, "rb") as file:
+        return has_head(file)
+
+
+def _delete(paths: list[Path]) -> None:
+    """Delete what holds nothing; what a broken disk keeps, the next start sweeps away."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
 
 
 class Arriving:
-    """One file while it is being received: no name, no trace if anything fails."""
+    """One file while it is being received: no trace if anything fails."""
 
-    def __init__(self, folder: Path, folder_descriptor: int) -> None:
-        self._folder = folder
-        self._folder_descriptor = folder_descriptor
-        self._temporary: Path | None = None
+    def __init__(self, path: Path) -> None:
+        """Write to the slot at `path`."""
+        self._path = path
+        self._is_kept = False
         self.size = 0
-        self._descriptor = self._opened()
-
-    def _opened(self) -> int:
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            return os.open(self._folder, flags | _UNNAMED, _MODE)
-        except OSError as error:
-            if error.errno not in _NO_UNNAMED:
-                raise
-        # a file system without unnamed files, such as NFS: a name that the next start sweeps away
-        self._temporary = self._folder / f"{os.urandom(16).hex()}{_UNFINISHED}"
-        return os.open(self._temporary, flags | os.O_CREAT | os.O_EXCL, _MODE)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def write(self, content: Bytes) -> None:
         """Append; raise Unavailable where the disk does not take it."""
@@ -79,46 +119,28 @@ class Arriving:
             self.size += write_all(self._descriptor, content)
 
     def skip(self, length: int) -> None:
-        """Leave room for so many bytes at the beginning."""
+        """Leave room for the head: so many bytes at the beginning."""
         os.lseek(self._descriptor, length, os.SEEK_SET)
         self.size = length
-
-    def begin_with(self, content: Bytes) -> None:
-        """Write what room was left for: without it, the file is nothing that anybody reads."""
-        with availability():
-            os.pwrite(self._descriptor, content, 0)
 
     def view(self) -> mmap.mmap:
         """Return the bytes that are there, without copying them."""
         with availability():
             return mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
 
-    def keep(self) -> Path:
-        """Give the file its name and return it; on return file and name are on stable storage."""
-        path = self._folder / f"{os.urandom(16).hex()}{_NAMED}"
-        try:
-            with availability():
-                self._link(path)
-                # the name first: one transaction of the file system then holds both, and one sync waits for it
-                os.fsync(self._descriptor)
-                os.fsync(self._folder_descriptor)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path
-
-    def _link(self, path: Path) -> None:
-        if self._temporary is not None:
-            self._temporary.rename(path)
-            self._temporary = None
-        else:
-            # the folder's descriptor makes Python call linkat, which follows /proc's link to the unnamed file
-            os.link(f"/proc/self/fd/{self._descriptor}", path.name, dst_dir_fd=self._folder_descriptor)
+    def keep(self, head: bytes) -> Path:
+        """Write what room was left for, and return the path; on return all of it is on stable storage."""
+        with availability():
+            if os.pwrite(self._descriptor, head, 0) != len(head):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._descriptor)
+        self._is_kept = True
+        return self._path
 
     def close(self) -> None:
-        """Let go of it; without a name it is gone."""
+        """Let go of it; what was not kept is gone."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+            if not self._is_kept:
+                _delete([self._path])

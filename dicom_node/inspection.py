@@ -159,7 +159,7 @@ class Inspection:
     def _passing(self) -> Iterator[Problem]:
         for folder in _PASSING:
             for path in _files(self._storage / folder):
-                if self._is_old(path):
+                if self._is_old(path) and not (folder == "arrived" and _is_empty(path)):  # a slot for what will arrive
                     yield Problem(Fault.TEMPORARY, str(path.relative_to(self._storage)))
 
     def _quarantine(self) -> Iterator[Problem]:
@@ -185,6 +185,13 @@ class Inspection:
             return self._clock() - path.lstat().st_mtime >= self._grace
         except FileNotFoundError:
             return False
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return not path.lstat().st_size
+    except FileNotFoundError:
+        return True
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -116,8 +116,7 @@ class Incoming:
             Unavailable: it cannot be kept now (0xA700); nothing of it remains.
         """
         header = self._checked()
-        self._file.begin_with(vouching(self._head, self._digest.digest()))
-        path = self._file.keep()
+        path = self._file.keep(vouching(self._head, self._digest.digest()))
         self._intake.kept(header, path, self._digest.hexdigest(), self._file.size, self)
         return header
 

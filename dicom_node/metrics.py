@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -66,9 +68,8 @@ class Metrics(Collector):
         yield _gauge("info", "The version that runs.", [((__version__,), 1)], "version")
         yield _gauge("associations_open", "Associations that are open.", [((), self._associations())])
         yield _gauge("storage_free_bytes", "Free on the storage folder's disk.", [((), _free(self._storage))])
-        arrived = self._storage / "arrived"
-        files = sum(1 for _ in arrived.iterdir()) if arrived.is_dir() else 0
-        yield _gauge("arrived_files", "Acknowledged instances that are not yet in the ledger.", [((), files)])
+        files = _written(self._storage / "arrived")
+        yield _gauge("arrived_files", "Instances that are being received or not yet in the ledger.", [((), files)])
         yield _gauge("broker_up", "Whether the broker answers.", [((), self.broker_answers())])
         numbers = self._numbers()
         yield _gauge("ledger_up", "Whether the ledger answers.", [((), numbers is not None)])
@@ -121,6 +122,16 @@ def _gauge(name: str, what: str, rows: Iterable[tuple[tuple[str, ...], float]], 
     for values, number in rows:
         made.add_metric(values, float(number))
     return made
+
+
+def _written(folder: Path) -> int:
+    """Return how many files there are something in."""
+    number = 0
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):
+                number += entry.stat().st_size > 0
+    return number
 
 
 def _free(folder: Path) -> float:

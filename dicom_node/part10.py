@@ -83,6 +83,11 @@ def read_origin(file: _Readable) -> Origin:
     )
 
 
+def has_head(file: _Readable) -> bool:
+    """Return whether a file begins as one that the node received does, once it is whole."""
+    return file.read(_META_HEAD)[128:140] == _META_LENGTH
+
+
 def dataset_digest(file: _Readable, like: str) -> str:
     """Return the digest (hex) of the data set of a Part 10 file, of the kind that `like` is (PS3.10 Section 7.1).
 

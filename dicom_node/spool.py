@@ -90,6 +90,7 @@ class Spool:
 
     def disown(self) -> None:
         """Give the folder back."""
+        self.inbox.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -214,17 +215,18 @@ class Spool:
         self._known.clear()
 
     def sweep_incoming(self, *, older_than: float = 0.0) -> int:
-        """Delete temporary files that nobody writes any more, `older_than` seconds; return how many.
+        """Delete temporary files that nobody writes any more, `older_than` seconds; return of how many with content.
 
         At the start of the node all are such; later, those of workers that were killed are.
         """
         before, swept = time.time() - older_than, 0
         with availability():
-            for path in [*self._incoming.iterdir(), *self.inbox.unfinished()]:
+            for path in [*self._incoming.iterdir(), *(() if older_than else self.inbox.unfinished())]:
                 with suppress(FileNotFoundError):
-                    if not older_than or path.stat().st_mtime < before:
+                    about = path.stat()
+                    if not older_than or about.st_mtime < before:
                         path.unlink()
-                        swept += 1
+                        swept += about.st_size > 0
         return swept
 
     def _make(self, folder: Path) -> None:

@@ -73,7 +73,7 @@ def ward(shimmed, archive) -> Iterator[Ward]:
     made.keeper.end()
 
 
-RECEIVING = "node * studies/*.dcm", "node * arrived/*.dcm", "node fsync ledger.sqlite3-wal"
+RECEIVING = "node * studies/*.dcm", "node * arrived/*", "node fsync ledger.sqlite3-wal"
 INFERRING = "infer fsync incoming/*", "infer rename results/*", "infer fsync ledger.sqlite3-wal"
 DELIVERING = "deliver write ledger.sqlite3-wal", "deliver fsync ledger.sqlite3-wal"
 

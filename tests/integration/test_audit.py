@@ -655,7 +655,7 @@ def test_what_a_killed_node_had_to_say_arrives_in_its_next_life(pki, tool, tmp_p
         held = entity.associate(HERE, node.port)
         assert held.send_c_store(as_file(ct(1, study="b"))).Status == 0x0000
         eventually(lambda: len(waiting(tmp_path / "node")) == 2)
-        eventually(lambda: not [path for path in (tmp_path / "node").rglob("*.dcm") if "arrived" in path.parts])
+        eventually(lambda: not [path for path in (tmp_path / "node").rglob("arrived/*") if path.stat().st_size])
         node.kill()
         there.start()
         node.start()

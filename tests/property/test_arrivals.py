@@ -188,7 +188,7 @@ def check(machine: Machine) -> None:
     for (name, number), data in INSTANCES.items():
         assert dataset_bytes_of(files[f"{uid('study', name, number)}.dcm"].read_bytes()) == data
     assert not list((machine.folder / "incoming").iterdir())
-    assert not list((machine.folder / "arrived").iterdir())
+    assert not any(path.stat().st_size for path in (machine.folder / "arrived").iterdir())
 
 
 @settings(max_examples=15, deadline=None)

@@ -11,6 +11,7 @@ import pytest
 
 from dicom_node.entities import Header
 from dicom_node.errors import SettingsError, SpoolFull, Unavailable
+from dicom_node.part10 import preamble
 from dicom_node.spool import Spool
 
 
@@ -23,7 +24,7 @@ def settle(spool: Spool, one: Header, content: bytes = b"x") -> str:
     file = spool.inbox.open()
     try:
         file.write(content)
-        path = spool.settle(file.keep(), one)
+        path = spool.settle(file.keep(b""), one)
     finally:
         file.close()
     spool.sync([path])
@@ -59,46 +60,132 @@ def test_a_result_is_synced_before_it_gets_its_name_and_the_folder_after(spool, 
     assert {"fsync ", "fsync /results"} <= set(calls[1:-2]), "every new folder is durable as well"
 
 
-def test_a_file_that_arrives_has_no_name_until_it_is_whole_and_then_a_durable_one(spool, monkeypatch):
+HEAD = preamble("1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", "SCANNER")
+
+
+def arriving(spool, content: bytes):
+    """Return a file with `content` after the place of its head."""
+    file = spool.inbox.open()
+    file.skip(len(HEAD))
+    file.write(content)
+    return file
+
+
+def in_inbox(spool) -> list[bytes]:
+    return sorted(path.read_bytes() for path in spool.inbox.folder.iterdir())
+
+
+def test_a_file_that_arrives_waits_for_the_ledger_from_the_moment_that_it_is_whole_and_durable(spool, monkeypatch):
     synced: list[str] = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
-    file = spool.inbox.open()
-    file.write(b"half")
-    assert not list(spool.inbox.folder.iterdir())
+    file = arriving(spool, b"content")
+    assert synced == [str(spool.inbox.folder)], "the name is durable before there is anything in the file"
+    assert not spool.inbox.waiting()
 
-    path = file.keep()
+    path = file.keep(HEAD)
 
     file.close()
-    assert path.read_bytes() == b"half"
-    assert len(synced) == 2
-    assert synced[1] == str(spool.inbox.folder)
+    assert path.read_bytes() == HEAD + b"content"
+    assert synced[1:] == [str(path)]
+    assert spool.inbox.waiting() == [path]
+
+
+def test_names_are_made_durable_for_many_files_at_once(spool, monkeypatch):
+    synced: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+    for number in range(20):
+        file = arriving(spool, bytes([number]))
+        file.keep(HEAD)
+        file.close()
+    assert synced.count(str(spool.inbox.folder)) == 1
+    assert len(spool.inbox.waiting()) == len(set(synced)) - 1 == 20
 
 
 def test_a_file_that_is_not_kept_is_gone(spool):
-    file = spool.inbox.open()
-    file.write(b"half")
+    file = arriving(spool, b"half")
     file.close()
 
-    assert not list(spool.inbox.folder.iterdir())
+    assert set(in_inbox(spool)) == {b""}
 
 
-def test_where_files_must_have_names_the_next_start_sweeps_them(spool, monkeypatch):
-    opened = os.open
+def test_what_was_made_in_advance_is_gone_when_the_node_ends(spool):
+    spool.own()
+    arriving(spool, b"content").keep(HEAD)
 
-    def without_unnamed(path, flags, *args, **kwargs):
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(errno.EOPNOTSUPP, "not on this file system")
+    spool.disown()
+
+    assert in_inbox(spool) == [HEAD + b"content"]
+
+
+def test_what_a_killed_node_was_receiving_is_swept_at_the_next_start(spool):
+    half, whole = arriving(spool, b"half"), arriving(spool, b"whole")
+    path = whole.keep(HEAD)
+
+    again = Spool(spool.storage)
+
+    assert again.sweep_incoming(older_than=1e-9) == 0, "while the node runs, what is being received stays"
+    assert again.sweep_incoming() == 1
+    assert in_inbox(spool) == [HEAD + b"whole"]
+    assert again.inbox.waiting() == [path]
+    half.close()
+
+
+def test_what_an_earlier_version_acknowledged_still_waits(spool):
+    earlier = spool.inbox.folder / "0123.dcm"
+    earlier.write_bytes(b"whatever it holds")
+    assert spool.inbox.waiting() == [earlier]
+    assert Spool(spool.storage).sweep_incoming() == 0
+
+
+def test_somebody_may_tidy_the_inbox_up(spool):
+    arriving(spool, b"first").keep(HEAD)
+    for path in spool.inbox.unfinished():
+        path.unlink()
+
+    arriving(spool, b"second").keep(HEAD)
+
+    assert len(spool.inbox.waiting()) == 2
+
+
+@pytest.mark.parametrize("refused", ["the tenth slot", "the sync"])
+def test_a_disk_that_is_full_when_slots_are_made_is_left_as_it_was(spool, monkeypatch, refused):
+    opened, synced, number = os.open, os.fsync, iter(range(100))
+
+    def refusing(path, flags, *args, **kwargs):
+        if flags & os.O_CREAT and refused == "the tenth slot" and next(number) == 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
         return opened(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(os, "open", without_unnamed)
-    assert spool.absolute(settle(spool, header(), b"content")).read_bytes() == b"content"
-    abandoned = spool.inbox.open()
-    abandoned.write(b"half")
-    assert spool.inbox.waiting() == [path for path in spool.inbox.waiting() if path.suffix == ".dcm"]
+    def broken(descriptor):
+        if refused == "the sync":
+            raise OSError(errno.EIO, "Input/output error")
+        synced(descriptor)
 
-    assert Spool(spool.storage).sweep_incoming() == 1
-    abandoned.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing)
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(Unavailable):
+            spool.inbox.open()
+        assert not in_inbox(spool)
+
+    arriving(spool, b"content").keep(HEAD)
+    assert len(spool.inbox.waiting()) == 1
+
+
+def test_a_file_that_cannot_be_synced_is_gone(spool, monkeypatch):
+    file = arriving(spool, b"content")
+
+    def broken(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(Unavailable):
+            file.keep(HEAD)
+    file.close()
+    assert set(in_inbox(spool)) == {b""}
 
 
 def test_a_folder_that_another_thread_makes_this_moment_is_synced_nevertheless(spool, monkeypatch):
@@ -187,7 +274,7 @@ def test_a_limit_on_file_size_is_a_full_disk_too(spool):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    assert not list(spool.inbox.folder.iterdir())
+    assert set(in_inbox(spool)) == {b""}
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.ESTALE])
@@ -212,7 +299,7 @@ def test_a_write_that_takes_only_a_part_is_continued(spool, monkeypatch):
 
 
 def test_leftovers_of_an_earlier_life_are_swept_and_only_those(spool):
-    kept = settle(spool, header())
+    kept = settle(spool, header(), HEAD)
     (spool.storage / "incoming" / "abandoned").write_bytes(b"half")
 
     swept = Spool(spool.storage).sweep_incoming()
@@ -254,8 +341,9 @@ def test_many_threads_let_many_instances_arrive(spool):
     def keep(number):
         file = spool.inbox.open()
         try:
+            file.skip(len(HEAD))
             file.write(str(number).encode())
-            file.keep()
+            file.keep(HEAD)
         except Exception as error:
             failures.append(error)
         finally:
@@ -268,7 +356,7 @@ def test_many_threads_let_many_instances_arrive(spool):
         thread.join()
 
     assert not failures
-    assert sorted(int(path.read_bytes()) for path in spool.inbox.waiting()) == list(range(50))
+    assert sorted(int(path.read_bytes()[len(HEAD) :]) for path in spool.inbox.waiting()) == list(range(50))
 
 
 def test_the_descriptors_are_given_back(spool):
