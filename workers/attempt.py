@@ -14,7 +14,7 @@ from structlog.contextvars import bound_contextvars
 from dicom_node.config import Settings
 from dicom_node.errors import NotApplicable, Refused, Unavailable
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.jobs import Job, LostLease
+from dicom_node.ledger.moving import Job, LostLease
 from dicom_node.lifecycle import Happening
 from workers.lease import Lease, Yielded
 from workers.stopwatch import Stopwatch

@@ -17,10 +17,11 @@ import structlog
 from dicom_node.catalogue import ModelFolder, read_model
 from dicom_node.errors import ModelRefused, NodeError
 from dicom_node.manifest import CONTAINED, RUNS_CODE, Manifest
-from workers.cell import ContainedModel, sweep
+from workers.cell import ContainedModel
 from workers.containment import Walls, walls
 from workers.device import choose_device, memory_megabytes
 from workers.prediction import Model
+from workers.scratch import sweep
 from workers.weights import furnish, verify
 
 log = structlog.get_logger()

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import re
 import select
-import shutil
 import site
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +21,7 @@ import structlog
 from dicom_node.errors import ModelRefused, NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.manifest import Manifest
+from workers import scratch
 from workers.containment import Cell, Walls, installation
 from workers.passing import read_prediction, write_grid
 from workers.prediction import Grid, Prediction, Progress
@@ -37,11 +34,8 @@ _STOP = 2.0  # seconds that a model may take to stop between two windows, before
 _TICK = 0.05  # seconds between two looks at a child's memory
 _LONGEST_LINE = 8 << 20  # bytes
 _LONGEST_WORDS = 400
-_MOST_FILES = 10_000
 _MEGABYTE = 1 << 20
-_PREFIX = "dicom-node-model-"
 _CHUNK = 1 << 16
-_FRESH = 60.0  # seconds in which a folder may not be locked yet by who made it
 _SILENCE: dict[str, Any] = {}
 
 # what a child sees of the environment: no password, no address of a database or a broker is among it
@@ -140,9 +134,7 @@ class _Child:
         self._device = device
         self._walls = found
         self._packages = packages
-        self._scratch = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
-        self._lock = os.open(self._scratch, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._scratch, self._lock = scratch.hold()
         self._given, self._work = self._scratch / "given", self._scratch / "work"
         self._folder = self._scratch / manifest.name
         for folder in (self._given, self._work, self._folder):
@@ -219,7 +211,7 @@ class _Child:
         try:
             return read_prediction(message, self._work, grid, self._manifest)
         finally:
-            _empty(self._work)
+            scratch.empty(self._work)
 
     def predict_many(self, grids: Sequence[Grid], progress: Progress) -> list[Prediction]:
         """Have the model predict for several grids in one."""
@@ -235,8 +227,8 @@ class _Child:
                 for number, (answer, grid) in enumerate(zip(answers, grids, strict=True))
             ]
         finally:
-            _empty(self._work)
-            _empty(self._given)
+            scratch.empty(self._work)
+            scratch.empty(self._given)
 
     def stops(self, *, within: float) -> bool:
         """Ask the model to stop between two windows; return whether it has, `within` seconds."""
@@ -251,7 +243,7 @@ class _Child:
         except ModelRefused:
             pass
         finally:
-            _empty(self._work)
+            scratch.empty(self._work)
         return False
 
     # -- talking ------------------------------------------------------------------------------------------------
@@ -366,7 +358,7 @@ class _Child:
 
         Pages of libraries and weights that are mapped from files do not count: the system takes them back.
         """
-        return (_held(self._process.pid) if self._process is not None else 0) + _written(self._work)
+        return (_held(self._process.pid) if self._process is not None else 0) + scratch.written(self._work)
 
     def end(self) -> None:
         """Kill the process, which nothing survives, and remove its folder."""
@@ -378,24 +370,7 @@ class _Child:
         if self._answers >= 0:
             os.close(self._answers)
         os.close(self._lock)
-        _remove(self._scratch)
-
-
-def sweep() -> None:
-    """Remove what workers that were killed left behind: folders of contained models that nobody holds."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            if time.time() - os.fstat(descriptor).st_mtime > _FRESH:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(folder)
-        except OSError:
-            continue
-        finally:
-            os.close(descriptor)
+        scratch.remove(self._scratch)
 
 
 def _held(pid: int) -> int:
@@ -405,40 +380,6 @@ def _held(pid: int) -> int:
         return 0
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in fields)
-
-
-def _written(folder: Path) -> int:
-    """Return the bytes of all files below a folder; more files than there is a reason for count as endless."""
-    total, seen, folders = 0, 0, [folder]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    seen += 1
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
-                    else:
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return 1 << 62
-        if seen > _MOST_FILES:
-            return 1 << 62
-    return total
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.rglob("*.npy"):
-        with suppress(OSError):
-            path.unlink()
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except RecursionError:  # folders in folders in folders
-        log.warning("model.scratch_left", folder=str(folder))
 
 
 def _fraction(value: Any) -> float:

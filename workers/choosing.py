@@ -13,7 +13,7 @@ from dicom_node.errors import InputRefused, NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import StoredInstance
-from dicom_node.ledger.jobs import Job
+from dicom_node.ledger.moving import Job
 from dicom_node.manifest import InputSlot, Manifest
 from dicom_node.selection import objections, rank
 from dicom_node.services import Use, use_of

@@ -20,7 +20,7 @@ from dicom_node.errors import PeerRefused, Refused, ResultRefused, Unavailable
 from dicom_node.forms import Choice, Offer, choose
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.commitments import Answer, Promise
-from dicom_node.ledger.jobs import Job, StoredResult
+from dicom_node.ledger.moving import Job, StoredResult
 from dicom_node.lifecycle import Happening
 from dicom_node.services import RESULT_SOP_CLASSES
 from dicom_node.spool import Spool

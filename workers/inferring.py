@@ -21,7 +21,7 @@ from dicom_node.forms import DEFAULT_RESULTS, Form, Wish, forms_to_make
 from dicom_node.labelling import Context, ModelIdentity, Predecessor, digest_of_input
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import StoredInstance
-from dicom_node.ledger.jobs import Job, StoredResult
+from dicom_node.ledger.moving import Job, StoredResult
 from dicom_node.lifecycle import Kind, State
 from dicom_node.manifest import Manifest
 from dicom_node.rations import understood

@@ -10,7 +10,7 @@ import structlog
 
 from dicom_node.errors import Unavailable
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.jobs import Job, LostLease
+from dicom_node.ledger.moving import Job, LostLease
 
 log = structlog.get_logger()
 

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from dicom_node.commitment import Reference, Remedy, Report, Request, remedy
 from dicom_node.ledger.database import Database
-from dicom_node.ledger.jobs import Job, lock_owned, move, read_job
 from dicom_node.ledger.journal import write_event
+from dicom_node.ledger.moving import Job, lock_owned, move, read_job
 from dicom_node.ledger.schema import commitment, commitment_request, instance, job, series
 from dicom_node.lifecycle import Happening, Patience, State
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, exists, func, select, update
 
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
+from dicom_node.ledger.moving import (
+    Job,
+    LostLease,
+    StoredResult,
+    job_of,
+    lock_owned,
+    move,
+    owned,
+    read_job,
+    select_jobs,
+)
 from dicom_node.ledger.schema import commitment, event, holding, job, result, series
 from dicom_node.lifecycle import (
     MISSING_INPUT,
@@ -22,58 +32,8 @@ from dicom_node.lifecycle import (
     advance,
     pause_after_death,
 )
-from dicom_node.routing import Order, Priority
+from dicom_node.routing import Order
 from dicom_node.services import RESULT_KIND_NAMES
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One durable unit of work; `lease_token` proves that its holder still owns it."""
-
-    job_id: int
-    kind: Kind
-    state: State
-    key: str
-    series_instance_uid: str
-    study_instance_uid: str
-    revision: int
-    model: str
-    routes: tuple[str, ...]
-    send_to: tuple[str, ...]
-    priority: Priority
-    yielded: int
-    parent_id: int | None
-    peer: str | None
-    attempts: int
-    not_before: float
-    lease_token: str | None
-    progress: float
-    reason: str | None
-    detail: str | None
-    created_at: float
-    wanted_since: float
-    started_at: float | None
-    ended_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredResult:
-    """One encoded result object on disk; its bytes are written once and re-sent unchanged."""
-
-    sop_instance_uid: str
-    sop_class_uid: str
-    series_instance_uid: str
-    study_instance_uid: str
-    transfer_syntax_uid: str
-    kind: str
-    path: str
-    sha256: str
-    size: int
-    form: str | None = None  # which set of results it belongs to; None: to every one
-
-
-class LostLease(Exception):
-    """The job was taken from this worker: its lease ran out and somebody else has it, or it was cancelled."""
 
 
 class Jobs:
@@ -202,7 +162,7 @@ class Jobs:
         """Prolong a lease and note the progress, 0..1; raise LostLease where the job is no longer ours."""
         with self._database.writing() as connection:
             renewed = connection.execute(
-                update(job).where(_owned(held)).values(lease_until=now + lease, progress=progress)
+                update(job).where(owned(held)).values(lease_until=now + lease, progress=progress)
             )
             if renewed.rowcount == 0:
                 raise LostLease
@@ -337,8 +297,8 @@ class Jobs:
     def get(self, job_id: int) -> Job | None:
         """Return a job, or None."""
         with self._database.reading() as connection:
-            found = connection.execute(_select_jobs().where(job.c.job_id == job_id)).mappings().one_or_none()
-            return None if found is None else _job(found)
+            found = connection.execute(select_jobs().where(job.c.job_id == job_id)).mappings().one_or_none()
+            return None if found is None else job_of(found)
 
     def series_inferred(self, study_instance_uid: str, model: str) -> frozenset[str]:
         """Return the series of a study that were routed to a model."""
@@ -374,31 +334,6 @@ class Jobs:
 _RESULT = tuple(StoredResult.__slots__)
 
 
-def _select_jobs() -> Any:
-    return select(job, series.c.study_instance_uid).join_from(job, series)
-
-
-def read_job(connection: Connection, job_id: int) -> Job:
-    """Return a job, locked until the transaction ends."""
-    query = _select_jobs().where(job.c.job_id == job_id).with_for_update(of=job)
-    row = connection.execute(query).mappings().one_or_none()
-    if row is None:
-        raise IllegalTransition(f"there is no job {job_id}")
-    return _job(row)
-
-
-def _job(row: Mapping[Any, Any]) -> Job:
-    values = {name: row[name] for name in Job.__slots__}
-    values.update(
-        kind=Kind(row["kind"]),
-        priority=Priority(row["priority"]),
-        state=State(row["state"]),
-        routes=tuple(row["routes"]),
-        send_to=tuple(row["send_to"]),
-    )
-    return Job(**values)
-
-
 def _stored_result(row: Mapping[Any, Any]) -> StoredResult:
     return StoredResult(**{name: row[name] for name in _RESULT})
 
@@ -432,44 +367,3 @@ def _times(connection: Connection, job_id: int, happening: Happening, since: flo
     query = select(func.count()).select_from(event)
     query = query.where((event.c.job_id == job_id) & (event.c.name == f"job.{happening}") & (event.c.at >= since))
     return int(connection.execute(query).scalar_one())
-
-
-def _owned(held: Job) -> Any:
-    return (job.c.job_id == held.job_id) & (job.c.state == State.RUNNING) & (job.c.lease_token == held.lease_token)
-
-
-def lock_owned(connection: Connection, held: Job) -> None:
-    """Lock a job until the transaction ends; raise LostLease where it is not ours any more."""
-    query = select(job.c.job_id).where(_owned(held)).with_for_update()
-    if connection.execute(query).scalar() is None:
-        raise LostLease
-
-
-def move(
-    connection: Connection,
-    job_id: int,
-    happening: Happening,
-    now: float,
-    *,
-    reason: str | None = None,
-    detail: str | None = None,
-    not_before: float | None = None,
-    **fields: Any,
-) -> State:
-    """Move a job along the table and write the event; the only statement that changes a state but the claim."""
-    before = read_job(connection, job_id)
-    after = advance(before.state, happening)
-    values: dict[str, Any] = {"state": after, "reason": reason, "detail": detail, "lease_token": None}
-    if after is State.QUEUED:
-        values.update(not_before=not_before if not_before is not None else now, hinted_at=None, lease_until=None)
-    elif after is State.COMMITTING:
-        values.update(not_before=not_before, lease_until=None, progress=1.0)
-    else:
-        values.update(ended_at=now, lease_until=None, progress=1.0 if after is State.DONE else before.progress)
-    connection.execute(update(job).where(job.c.job_id == job_id).values(**values))
-    subject = Subject(before.study_instance_uid, before.series_instance_uid)
-    fields |= {key: value for key, value in (("reason", reason), ("detail", detail)) if value}
-    if after is State.QUEUED and not_before and not_before > now:
-        fields["retry_in"] = f"{not_before - now:.0f} s"
-    write_event(connection, f"job.{happening}", now, subject, job_id=job_id, **fields)
-    return after

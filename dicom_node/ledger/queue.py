@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, case, exists, func, or_, select, true, union_all, update
 
 from dicom_node.ledger.database import Database
-from dicom_node.ledger.jobs import Job
+from dicom_node.ledger.moving import Job
 from dicom_node.ledger.schema import job
 from dicom_node.lifecycle import Courtesy, Kind, State
 from dicom_node.routing import Priority

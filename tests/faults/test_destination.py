@@ -14,7 +14,7 @@ from pynetdicom import AE
 
 from dicom_node.config import Settings, parse
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.jobs import StoredResult
+from dicom_node.ledger.moving import StoredResult
 from dicom_node.lifecycle import State
 from dicom_node.services import SEGMENTATION
 from dicom_node.spool import Spool

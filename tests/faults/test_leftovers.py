@@ -9,7 +9,7 @@ import pytest
 
 from dicom_node.inspection import Inspection
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.jobs import StoredResult
+from dicom_node.ledger.moving import StoredResult
 from dicom_node.spool import Spool
 from tests.datasets import EXPLICIT, ct, write
 from tests.unit.test_ledger import claim, inference

@@ -23,7 +23,7 @@ from dicom_node.commitment import (
     request_dataset,
 )
 from dicom_node.intake import Intake
-from dicom_node.ledger.jobs import StoredResult
+from dicom_node.ledger.moving import StoredResult
 from dicom_node.lifecycle import State
 from dicom_node.promising import Promising
 from dicom_node.recorder import Recorder

@@ -16,7 +16,7 @@ from dicom_node.commitment import Reference, Request
 from dicom_node.config import parse
 from dicom_node.errors import SettingsError
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.jobs import StoredResult
+from dicom_node.ledger.moving import StoredResult
 from dicom_node.lifecycle import Happening, Kind
 from dicom_node.node import Node
 from dicom_node.spool import Spool

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dicom_node.cli import app
 from dicom_node.cli.console import console
 from dicom_node.inspection import Inspection
-from dicom_node.ledger.jobs import StoredResult
+from dicom_node.ledger.moving import StoredResult
 from dicom_node.routing import Order
 from tests.datasets import CT, EXPLICIT, as_file, series_of, uid
 

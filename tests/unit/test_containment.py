@@ -24,10 +24,10 @@ from dicom_node.manifest import parse
 from tests import hostile
 from workers import syscalls
 from workers.bundle import Bundles
-from workers.cell import sweep
 from workers.containment import Walls, walls
 from workers.passing import read_grid, read_prediction, write_grid, write_prediction
 from workers.prediction import Detection, Grid, Prediction
+from workers.scratch import sweep
 
 pytestmark = pytest.mark.skipif(bool(walls().missing), reason=f"this kernel lacks {walls().missing}")
 

@@ -12,7 +12,7 @@ from dicom_node.entities import AssociationIdentity, Header, Instance
 from dicom_node.errors import LedgerUnavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import Held
-from dicom_node.ledger.jobs import LostLease, StoredResult
+from dicom_node.ledger.moving import LostLease, StoredResult
 from dicom_node.lifecycle import Courtesy, Happening, IllegalTransition, Kind, State
 from dicom_node.routing import Order, Priority
 
