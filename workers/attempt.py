@@ -12,7 +12,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from dicom_node.config import Settings
-from dicom_node.errors import NotApplicable, Refused, Unavailable
+from dicom_node.errors import NotApplicable, PeerUnreachable, Refused, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.moving import Job, LostLease
 from dicom_node.lifecycle import Happening
@@ -95,7 +95,8 @@ class Attempt:
         if patience.is_over(job.wanted_since, now=now):
             self._end(Happening.EXHAUSTED, _reason(error), f"given up: {error}")
         else:
-            later = patience.next_try(job.attempts, now=now, jitter=_JITTER)
+            tries = self._ledger.jobs.tries(job) if isinstance(error, PeerUnreachable) else job.attempts
+            later = patience.next_try(tries, now=now, jitter=_JITTER)
             self._end(Happening.POSTPONED, _reason(error), str(error), not_before=later)
 
     def _once_more(self, error: Exception) -> None:

@@ -20,6 +20,7 @@ from dicom_node.ledger.moving import (
     owned,
     read_job,
     select_jobs,
+    tries,
 )
 from dicom_node.ledger.schema import commitment, event, holding, job, result, series
 from dicom_node.lifecycle import (
@@ -211,6 +212,13 @@ class Jobs:
         with self._database.writing() as connection:
             lock_owned(connection, held)
             move(connection, held.job_id, happening, now, reason=reason, detail=detail, not_before=not_before, **fields)
+
+    def tries(self, held: Job) -> int:
+        """Return how often it was tried in vain to reach whom a delivery is for, by this job or by another."""
+        if held.peer is None:
+            return held.attempts
+        with self._database.reading() as connection:
+            return max(held.attempts, tries(connection, held.peer))
 
     def yielded(self, held: Job, *, reason: str, now: float, interrupted: bool) -> None:
         """Put a job back that its worker had begun, without counting the attempt; raise LostLease where it is not ours.

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from dicom_node.ledger.journal import Subject, write_event
 from dicom_node.ledger.schema import job, series
 from dicom_node.lifecycle import Happening, IllegalTransition, Kind, State, advance
 from dicom_node.routing import Priority
+
+PEER_UNREACHABLE = "peer_unreachable"
+_AT_ONCE = 500  # rows that one statement names
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,4 +133,38 @@ def move(
     if after is State.QUEUED and not_before and not_before > now:
         fields["retry_in"] = f"{not_before - now:.0f} s"
     write_event(connection, f"job.{happening}", now, subject, job_id=job_id, **fields)
+    if before.peer is not None and happening in (Happening.FINISHED, Happening.HANDED_OVER):
+        _let_go(connection, before.peer, now)
+    elif before.peer is not None and reason == PEER_UNREACHABLE and after is State.QUEUED and not_before:
+        _hold_back(connection, before.peer, not_before)
     return after
+
+
+def tries(connection: Connection, peer: str) -> int:
+    """Return how often a peer was tried in vain for one and the same delivery that still waits for it."""
+    query = select(func.max(job.c.attempts)).where(_waits_for(peer) & (job.c.reason == PEER_UNREACHABLE))
+    return int(connection.execute(query).scalar() or 0)
+
+
+def _hold_back(connection: Connection, peer: str, until: float) -> None:
+    """Have every delivery to a peer that is away wait: else each finds that out for itself, and all others wait."""
+    _others(connection, _waits_for(peer) & (job.c.not_before < until), until, PEER_UNREACHABLE)
+
+
+def _let_go(connection: Connection, peer: str, now: float) -> None:
+    """Have whatever waits for a peer to come back be sent now: it is there."""
+    _others(connection, _waits_for(peer) & (job.c.reason == PEER_UNREACHABLE) & (job.c.not_before > now), now, None)
+
+
+def _waits_for(peer: str) -> Any:
+    return (job.c.kind == Kind.DELIVER) & (job.c.state == State.QUEUED) & (job.c.peer == peer)
+
+
+def _others(connection: Connection, which: Any, not_before: float, reason: str | None) -> None:
+    # what another worker has in its hands is left out: it learns the same, and two that wait for each other do nothing
+    query = select(job.c.job_id).where(which).order_by(job.c.job_id).with_for_update(skip_locked=True)
+    numbers = connection.execute(query).scalars().all()
+    for at in range(0, len(numbers), _AT_ONCE):
+        these = job.c.job_id.in_(numbers[at : at + _AT_ONCE])
+        values = {"not_before": not_before, "reason": reason, "hinted_at": None}
+        connection.execute(update(job).where(these).values(**values))

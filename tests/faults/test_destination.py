@@ -66,12 +66,12 @@ STATUSES: dict[int, State] = {
 class Desk:
     """Deliveries of two objects each, done by a real pipeline for a peer at `port`."""
 
-    def __init__(self, folder, port: int, timeout: float) -> None:
+    def __init__(self, folder, port: int, timeout: float, pause: float) -> None:
         self._folder = folder
         self.settings: Settings = parse(
             f"""[node]\nstorage = "storage"
             [delivery]\nconnect_timeout = {timeout}\nresponse_timeout = {timeout}
-            first_delay = 0.01\nmaximum_delay = 0.02
+            first_delay = {pause / 2}\nmaximum_delay = {pause}
             [peer.PACS]\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = {port}\nresults = ["seg"]
             """,
             base=folder,
@@ -110,8 +110,8 @@ class Desk:
 def desk(tmp_path, archive) -> Iterator[Callable[..., Desk]]:
     made = []
 
-    def make(port: int | None = None, timeout: float = 10.0) -> Desk:
-        made.append(Desk(tmp_path, port or archive.port, timeout))
+    def make(port: int | None = None, timeout: float = 10.0, pause: float = 0.02) -> Desk:
+        made.append(Desk(tmp_path, port or archive.port, timeout, pause))
         return made[-1]
 
     yield make
@@ -266,3 +266,25 @@ def test_a_destination_that_is_not_there_is_waited_for_with_its_results_unchange
     finish(at, number)
 
     assert sorted(each.sop_instance_uid for each in archive.received) == sorted(uids)
+
+
+def test_a_destination_that_is_not_there_is_tried_for_one_delivery_and_gets_all_when_it_is_back(desk, archive):
+    archive.stop()
+    at = desk(pause=600.0)
+    first, *others = [at.delivery() for _ in range(4)]
+    assert at.run(first[0]) is State.QUEUED
+    for number, _ in others:
+        at.pipeline.run(number)  # a message for it may be under way
+        job = at.ledger.jobs.get(number)
+        assert (job.state, job.attempts, job.reason) == (State.QUEUED, 0, "peer_unreachable")
+        assert job.not_before > time.time() + 100.0
+    archive.start()
+    at.ledger.jobs.withdraw(first[0], now=time.time())
+    at.ledger.jobs.requeue(first[0], now=time.time())
+
+    assert at.run(first[0]) is State.DONE
+    for number, _ in others:
+        assert at.run(number) is State.DONE
+
+    assert archive.holds().keys() == {uid for _, uids in (first, *others) for uid in uids}
+    assert len(archive.received) == 8

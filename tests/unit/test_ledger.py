@@ -592,6 +592,63 @@ def test_an_inference_that_is_done_or_at_work_is_not_requeued(ledger):
         ledger.jobs.requeue(held.job_id, now=40.0)
 
 
+def deliveries_of(ledger: Ledger, number: int) -> list[tuple[int, int]]:
+    """Make inferences that have results; return, of each, the deliveries to PACS and to ARCHIVE."""
+    made = []
+    for at in range(number):
+        held = claim(ledger, inference(ledger, f"1.12.{at}"))
+        to_pacs, to_archive = ledger.jobs.inferred(held, [result(at)], now=30.0, seconds={})
+        made.append((to_pacs, to_archive))
+    return made
+
+
+def fails(ledger: Ledger, number: int, *, now: float, until: float, reason: str = "peer_unreachable") -> None:
+    held = claim(ledger, number, now=now)
+    ledger.jobs.ended(held, Happening.POSTPONED, now=now, reason=reason, not_before=until)
+
+
+def test_what_one_delivery_learns_of_a_peer_that_is_away_holds_for_all_to_it_and_for_no_other(ledger):
+    (first, _), (second, other), (third, _) = deliveries_of(ledger, 3)
+
+    fails(ledger, second, now=31.0, until=500.0)
+
+    assert [ledger.jobs.get(number).not_before for number in (first, second, third)] == [500.0] * 3
+    assert [ledger.jobs.get(number).reason for number in (first, third)] == ["peer_unreachable"] * 2
+    assert ledger.jobs.get(other).not_before == 30.0
+    assert ledger.jobs.get(other).reason is None
+
+
+def test_a_peer_that_is_back_gets_at_once_whatever_waited_for_that(ledger):
+    (first, _), (second, _), (third, _) = deliveries_of(ledger, 3)
+    fails(ledger, third, now=31.0, until=900.0, reason="peer_busy")  # its own affair
+    fails(ledger, first, now=32.0, until=500.0)
+
+    ledger.jobs.withdraw(first, now=33.0)
+    ledger.jobs.requeue(first, now=40.0)  # an operator knows that it is back
+    assert second not in due(ledger, Kind.DELIVER, now=40.0, limit=9)
+
+    ledger.jobs.ended(claim(ledger, first, now=40.0), Happening.FINISHED, now=41.0)
+
+    assert second in due(ledger, Kind.DELIVER, now=41.0, limit=9)
+    assert ledger.jobs.get(second).reason is None
+    assert ledger.jobs.get(third).not_before == 900.0
+
+
+def test_a_status_that_means_later_holds_no_other_delivery_back(ledger):
+    (first, _), (second, _) = deliveries_of(ledger, 2)
+    fails(ledger, first, now=31.0, until=500.0, reason="peer_busy")
+    assert ledger.jobs.get(second).not_before == 30.0
+
+
+def test_pauses_grow_with_the_tries_at_a_peer_whichever_delivery_made_them(ledger):
+    (first, other), (second, _) = deliveries_of(ledger, 2)
+    for at in (31.0, 41.0, 51.0):
+        fails(ledger, first, now=at, until=at + 5.0)
+    held = claim(ledger, second, now=60.0)
+    assert (held.attempts, ledger.jobs.tries(held)) == (1, 3)
+    assert ledger.jobs.tries(claim(ledger, other, now=60.0)) == 1
+
+
 def test_a_delivery_that_is_done_is_sent_once_more(ledger):
     held = claim(ledger, inference(ledger))
     delivery, _ = ledger.jobs.inferred(held, [result()], now=30.0, seconds={})
