@@ -14,7 +14,6 @@ from rich.markup import escape
 
 from dicom_node.catalogue import ModelFolder, read_model, suggestion
 from dicom_node.cli.console import JsonOption, SettingsOption, console, print_json, settings_from, table
-from dicom_node.codes import fault
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError, SettingsError
 
@@ -73,6 +72,8 @@ def _lines(settings: Settings, name: str, series: Path | None, run: bool) -> Ite
 
 
 def _codes(found: ModelFolder) -> Iterator[Line]:
+    from dicom_node.codes import fault  # here: it reads every code that DICOM defines
+
     faults = [(key, fault(entry)) for key, entry in found.manifest.codes()]
     for key, problem in faults:
         if problem:

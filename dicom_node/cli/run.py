@@ -14,7 +14,6 @@ from dicom_node import __version__, heap, log
 from dicom_node.broker import socket_path
 from dicom_node.cli.console import SettingsOption
 from dicom_node.config import CANDIDATES, Settings, load
-from dicom_node.demo.show import run_demo
 from dicom_node.node import Node
 
 
@@ -78,4 +77,6 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where results and the picture go.")] = Path("demo-output"),
 ) -> None:
     """Show the node at work: push a study by C-STORE, run the models, receive SEG and SR at a PACS, draw them."""
+    from dicom_node.demo.show import run_demo  # here: whoever serves for a year needs none of it
+
     raise typer.Exit(run_demo(study, output))

@@ -15,11 +15,9 @@ from dicom_node.broker import require_answer
 from dicom_node.cli.advising import advice
 from dicom_node.cli.console import JsonOption, SettingsOption, console, print_json, settings_from, table
 from dicom_node.config import Settings
-from dicom_node.conformance import statement
 from dicom_node.delivery.cstore import echo
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
-from dicom_node.results.typeface import undrawable
 from dicom_node.routing import Attributes, Mismatch, Route, mismatches
 from dicom_node.tls import server_context
 
@@ -125,6 +123,8 @@ def _outcome(test: Callable[[], object]) -> str | None:
 
 
 def _require_fonts(settings: Settings) -> None:
+    from dicom_node.results.typeface import undrawable  # here: whoever serves needs none of it
+
     missing = undrawable(settings.labelling.disclaimer)
     if missing:
         raise NodeError(
@@ -142,4 +142,6 @@ def _require_storage(settings: Settings) -> None:
 
 def export_conformance() -> None:
     """Print the DICOM conformance statement of this version (PS3.2 Annex N)."""
+    from dicom_node.conformance import statement  # here: whoever serves needs none of it
+
     typer.echo(statement(), nl=False)
