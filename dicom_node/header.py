@@ -7,6 +7,7 @@ import re
 import threading
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
 from pydicom.dataelem import RawDataElement
@@ -15,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_node.elements import UNDEFINED_LENGTH, Bytes, NotUnderstood, Place, scan
-from dicom_node.entities import Header, SlicePlace
+from dicom_node.entities import Header, Orientation, Position, SlicePlace
 from dicom_node.errors import InvalidInstance
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME
 from dicom_node.rations import Rationed
@@ -98,7 +99,7 @@ def _header(values: Values) -> Header:
         sop_instance_uid=_uid(values, _SOP_INSTANCE_UID),
         study_instance_uid=_uid(values, _STUDY_INSTANCE_UID),
         series_instance_uid=_uid(values, _SERIES_INSTANCE_UID),
-        modality=_code(values),
+        modality=_code(_text(values, _MODALITY)),
         number_of_frames=_integer(_text(values, _NUMBER_OF_FRAMES)) or 1,
         announced=_announced(values),
         place=_place(values),
@@ -227,24 +228,40 @@ def _inflated(data: Bytes) -> tuple[bytearray, bool]:
     raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
 
 
+# most values of a slice are those of the slice before it: they are understood once
+_remembered = lru_cache(maxsize=1024)
+
+
+@_remembered
+def _string(value: bytes) -> str:
+    return value.decode("ascii", "replace").strip("\x00 ")
+
+
 def _text(values: Values, tag: int) -> str:
-    return values.get(tag, b"").decode("ascii", "replace").strip("\x00 ")
+    return _string(values.get(tag, b""))
 
 
 def _uid(values: Values, tag: int) -> str:
     """Return a UID that names the instance; vendors' leading zeros are let through, path tricks are not."""
     text = _text(values, tag)
-    if not _LENIENT_UID.fullmatch(text) or ".." in text:
+    if not _can_name(text):
         problem = "missing" if not text else "malformed"
         raise InvalidInstance(Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, f"{_KEYWORDS[tag]} is {problem}", tag)
     return text
 
 
-def _code(values: Values) -> str:
+@_remembered
+def _can_name(text: str) -> bool:
+    return _LENIENT_UID.fullmatch(text) is not None and ".." not in text
+
+
+@_remembered
+def _code(modality: str) -> str:
     """Return the Modality as the ledger can hold it: whatever a broken sender puts in, at most 16 plain characters."""
-    return "".join(letter for letter in _text(values, _MODALITY) if " " <= letter <= "~").strip()[:16]
+    return "".join(letter for letter in modality if " " <= letter <= "~").strip()[:16]
 
 
+@_remembered
 def _integer(text: str) -> int | None:
     try:
         number = int(text)
@@ -270,11 +287,18 @@ def _announced(values: Values) -> int | None:
 
 
 def _place(values: Values) -> SlicePlace | None:
+    orientation = _numbers(_text(values, _IMAGE_ORIENTATION_PATIENT))
+    position = _numbers(_text(values, _IMAGE_POSITION_PATIENT))
+    if len(orientation) != 6 or len(position) != 3:
+        return None
+    return SlicePlace(cast(Orientation, orientation), cast(Position, position))
+
+
+@_remembered
+def _numbers(text: str) -> tuple[float, ...]:
+    """Return the finite numbers of a text; none where it has anything else."""
     try:
-        a, b, c, d, e, f = map(float, _text(values, _IMAGE_ORIENTATION_PATIENT).split("\\"))
-        x, y, z = map(float, _text(values, _IMAGE_POSITION_PATIENT).split("\\"))
+        numbers = tuple(map(float, text.split("\\")))
     except ValueError:
-        return None
-    if not all(map(math.isfinite, (a, b, c, d, e, f, x, y, z))):
-        return None
-    return SlicePlace((a, b, c, d, e, f), (x, y, z))
+        return ()
+    return numbers if all(map(math.isfinite, numbers)) else ()
