@@ -16,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_node.elements import UNDEFINED_LENGTH, Bytes, NotUnderstood, Place, scan
-from dicom_node.entities import Header, Orientation, Position, SlicePlace
+from dicom_node.entities import Header, SlicePlace
 from dicom_node.errors import InvalidInstance
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME
 from dicom_node.rations import Rationed
@@ -291,7 +291,7 @@ def _place(values: Values) -> SlicePlace | None:
     position = _numbers(_text(values, _IMAGE_POSITION_PATIENT))
     if len(orientation) != 6 or len(position) != 3:
         return None
-    return SlicePlace(cast(Orientation, orientation), cast(Position, position))
+    return SlicePlace(orientation, position)
 
 
 @_remembered
