@@ -134,19 +134,27 @@ class GuardedServer(ThreadedAssociationServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Return whether a connection may stay; one that may not is closed at once."""
         address = str(client_address[0])
-        with self._guard:
-            here = Counter(known for known, _ in self._connections.values())
-            admitted = (
-                len(self._connections) < self.limits.maximum_connections
-                and here[address] < self.limits.maximum_connections_per_address
-            )
-            if admitted:
-                self._connections[request] = (address, None)
+        admitted = self._admit(request, address)
+        if not admitted:
+            self.reap()  # what has ended since it was last looked keeps nobody out
+            admitted = self._admit(request, address)
         _pace()
         if not admitted and not self._full:
             log.warning("connection.refused", reason="limit of connections reached", address=address)
         self._full = not admitted
         return admitted
+
+    def _admit(self, request: socket.socket, address: str) -> bool:
+        """Count a connection in where its address, and the node, may have one more."""
+        with self._guard:
+            here = Counter(known for known, _ in self._connections.values())
+            if (
+                len(self._connections) >= self.limits.maximum_connections
+                or here[address] >= self.limits.maximum_connections_per_address
+            ):
+                return False
+            self._connections[request] = (address, None)
+            return True
 
     def replaced(self, before: socket.socket, after: socket.socket) -> None:
         """Note that a connection goes on under another socket object: TLS takes over the descriptor."""
