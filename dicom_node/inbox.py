@@ -8,14 +8,13 @@ and what a power cut has torn says so itself: its digest is not that of its data
 
 from __future__ import annotations
 
-import errno
-import mmap
 import os
 import threading
 from contextlib import suppress
 from pathlib import Path
 
-from dicom_node.disk import Bytes, availability, sync_folder, write_all
+from dicom_node.disk import availability, sync_folder
+from dicom_node.landing import Landing, memory
 from dicom_node.part10 import has_head
 
 _ARRIVED = "arrived"
@@ -36,13 +35,13 @@ class Inbox:
         self._slots: list[Path] = []
         self._lock = threading.Lock()
 
-    def open(self) -> Arriving:
-        """Return a file to write to; raise Unavailable where there can be none."""
+    def open(self, *, lead: int, room: memoryview | None = None) -> Arriving:
+        """Return a file to write to, from `lead` on, out of `room`; raise Unavailable where there can be none."""
         with availability():
             while True:
                 path = self._slot()
                 with suppress(FileNotFoundError):  # somebody has tidied up
-                    return Arriving(path)
+                    return Arriving(path, lead, room)
 
     def _slot(self) -> Path:
         with self._lock:
@@ -106,34 +105,36 @@ def _delete(paths: list[Path]) -> None:
 class Arriving:
     """One file while it is being received: no trace if anything fails."""
 
-    def __init__(self, path: Path) -> None:
-        """Write to the slot at `path`."""
+    def __init__(self, path: Path, lead: int, room: memoryview | None) -> None:
+        """Write to the slot at `path`, from `lead` on, out of `room`, or memory of its own where there is none."""
         self._path = path
         self._is_kept = False
-        self.size = 0
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._landing = Landing(self._descriptor, memory() if room is None else room, lead=lead)
 
-    def write(self, content: Bytes) -> None:
-        """Append; raise Unavailable where the disk does not take it."""
+    @property
+    def size(self) -> int:
+        """Return how many bytes there are, with the room for the head."""
+        return self._landing.size
+
+    def room(self) -> memoryview:
+        """Return where the next bytes go: at least one."""
+        return self._landing.room()
+
+    def took(self, number: int) -> None:
+        """Note that so many bytes have come into the room; raise Unavailable where the disk does not take them."""
         with availability():
-            self.size += write_all(self._descriptor, content)
+            self._landing.took(number)
 
-    def skip(self, length: int) -> None:
-        """Leave room for the head: so many bytes at the beginning."""
-        os.lseek(self._descriptor, length, os.SEEK_SET)
-        self.size = length
-
-    def view(self) -> mmap.mmap:
-        """Return the bytes that are there, without copying them."""
+    def whole(self) -> memoryview:
+        """Return the bytes that are there, after as many as the head will have."""
         with availability():
-            return mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
+            return self._landing.whole()
 
     def keep(self, head: bytes) -> Path:
         """Write what room was left for, and return the path; on return all of it is on stable storage."""
         with availability():
-            if os.pwrite(self._descriptor, head, 0) != len(head):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._descriptor)
+            self._landing.keep(head)
         self._is_kept = True
         return self._path
 

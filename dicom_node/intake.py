@@ -5,7 +5,6 @@ The ledger follows: see `recorder`. What was acknowledged and is not recorded ye
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,13 +37,17 @@ class Intake:
         affected_sop_instance_uid: str,
         transfer_syntax_uid: str,
         association: AssociationIdentity,
+        room: memoryview | None = None,
     ) -> Incoming:
-        """Open a file for what a C-STORE command announces; raise Unavailable where nothing can be kept now."""
+        """Open a file for what a C-STORE command announces; raise Unavailable where nothing can be kept now.
+
+        Its bytes go through `room`, where `landing.memory` made one that is nobody else's meanwhile.
+        """
         self._recorder.require_room()
         self._spool.require_room()
         named = affected_sop_class_uid, affected_sop_instance_uid
         head = preamble(*named, transfer_syntax_uid, association.calling_ae_title)
-        file = self._spool.inbox.open()
+        file = self._spool.inbox.open(lead=len(head), room=room)
         return Incoming(self, file, head, named, transfer_syntax_uid, association)
 
     def keep(self, dataset: Bytes, **command: object) -> Header:
@@ -93,20 +96,34 @@ class Incoming:
         self._beginning: tuple[Header, int] | None = None
         self.transfer_syntax_uid = transfer_syntax_uid
         self.association = association
-        file.skip(len(head))
 
     @property
     def received(self) -> int:
         """Return how many bytes of the data set are there."""
         return self._file.size - len(self._head)
 
-    def write(self, fragment: Bytes) -> None:
-        """Append to the data set; raise Unavailable where it cannot be kept."""
-        self._intake.require_room(len(fragment))
+    def room(self) -> memoryview:
+        """Return where the next bytes of the data set go: at least one."""
+        return self._file.room()
+
+    def took(self, number: int) -> None:
+        """Note that so many bytes have come into the room; raise Unavailable where they cannot be kept."""
+        self._intake.require_room(number)
+        fragment = self._file.room()[:number]
         if not self.received:  # while it is at hand: what stands before the pixel data seldom needs more
-            self._beginning = read_beginning(memoryview(fragment), self.transfer_syntax_uid)
-        self._file.write(fragment)
+            self._beginning = read_beginning(fragment, self.transfer_syntax_uid)
         self._digest.update(fragment)
+        self._file.took(number)
+
+    def write(self, content: Bytes) -> None:
+        """Append to the data set what is in memory already; raise Unavailable where it cannot be kept."""
+        left = memoryview(content)
+        while left:
+            room = self.room()
+            number = min(len(room), len(left))
+            room[:number] = left[:number]
+            self.took(number)
+            left = left[number:]
 
     def keep(self) -> Header:
         """Check the whole and make it durable; on return it may be acknowledged.
@@ -122,8 +139,8 @@ class Incoming:
 
     def _checked(self) -> Header:
         if self._beginning is None:
-            with self._file.view() as mapped:
-                header = _header_of(mapped, len(self._head), self.transfer_syntax_uid)
+            with self._file.whole() as whole, whole[len(self._head) :] as dataset:
+                header = read_header(dataset, self.transfer_syntax_uid)
         else:
             header, end = self._beginning
             if self.received < end:
@@ -143,8 +160,3 @@ class Incoming:
 
 _TAGS = 0x00080016, 0x00080018
 _KEYWORDS = "SOPClassUID", "SOPInstanceUID"
-
-
-def _header_of(mapped: mmap.mmap, start: int, transfer_syntax_uid: str) -> Header:
-    with memoryview(mapped) as whole, whole[start:] as dataset:
-        return read_header(dataset, transfer_syntax_uid)

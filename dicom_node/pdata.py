@@ -1,7 +1,7 @@
 """C-STORE requests straight from the connection to whoever takes them: PDUs are parsed in place, nothing is collected.
 
 A message is looked at as far as its command. Where that is a C-STORE request as PS3.7 Section 9.3.1 has it, the data
-set is read into one buffer that is used again and again, and the response is sent at once. Everything else goes on to
+set is read to where it goes to the disk from, and the response is sent at once. Everything else goes on to
 pynetdicom untouched, byte for byte.
 """
 
@@ -16,14 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dicom_node.landing import memory
 from dicom_node.services import Answer
 
 _P_DATA_TF = 0x04
 _COMMAND, _LAST = 0x01, 0x02  # message control header (PS3.8 Annex E.2)
 _C_STORE_RQ, _C_STORE_RSP, _NO_DATA_SET = 0x0001, 0x8001, 0x0101  # PS3.7 Annex E.1
 LONGEST_COMMAND = 1 << 16  # bytes, in however many fragments; a C-STORE request has some 200
-_PIECE = 1 << 18  # bytes that are passed on at once: file systems take large pieces at half the price of small ones
-_BUFFER = 3 << 17
+_PIECE = 1 << 18  # bytes after which is looked at what has come, while the peer sends more
 _PDU_HEAD = struct.Struct(">BxL")
 _PDV_HEAD = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")
@@ -39,10 +39,13 @@ class StoreRequest:
 
 
 class Taking(Protocol):
-    """Takes one data set, fragment by fragment; the fragments are gone when `take` has returned."""
+    """Takes one data set, piece by piece."""
 
-    def take(self, fragment: memoryview) -> None:
-        """Take the next bytes; never raises."""
+    def room(self) -> memoryview:
+        """Return where the next bytes go, one at least, until `took` is called; never raises."""
+
+    def took(self, number: int) -> None:
+        """Note that so many bytes have come to where the last `room` begins; never raises."""
 
     def answer(self) -> Answer:
         """Return what to answer now that the data set is whole; never raises."""
@@ -116,13 +119,13 @@ class Inflow:
         *,
         longest_pdu: int,
         timeout: float,
-        begin: Callable[[int, StoreRequest], Taking | None],
+        begin: Callable[[int, StoreRequest, memoryview], Taking | None],
         progressed: Callable[[], None] = lambda: None,
     ) -> None:
         """Read from `connection`, a socket that does not let a call wait for ever.
 
-        `begin` is given the presentation context and the request and returns who takes it, or None where pynetdicom
-        shall; `timeout` is what one PDU may take, in seconds; `progressed` is called after each.
+        `begin` is given the presentation context, the request, and memory that is its own until the request has been
+        answered; it returns who takes the data set, or None where pynetdicom shall. `timeout` is what one PDU may take, in seconds; `progressed` is called after each.
         """
         self._connection = connection
         self._longest_pdu = longest_pdu
@@ -130,7 +133,8 @@ class Inflow:
         self._begin = begin
         self._progressed = progressed
         self._is_tls = isinstance(connection, ssl.SSLSocket)
-        self._buffer = memoryview(bytearray(_BUFFER))
+        self._memory = memory()
+        self._command_piece = memoryview(bytearray(LONGEST_COMMAND))
         self._head = memoryview(bytearray(_PDU_HEAD.size + _PDV_HEAD.size))
         self._in_pdu = 0  # bytes of the present PDU that are still to be read
         self._deadline = 0.0
@@ -158,7 +162,7 @@ class Inflow:
         read = bytearray(_PDU_HEAD.pack(_P_DATA_TF, self._in_pdu))  # what is left of a PDU is one that begins here
         context_id, command = self._command(read)
         request = read_store_request(command)
-        taking = self._begin(context_id, request) if request else None
+        taking = self._begin(context_id, request, self._memory) if request else None
         if request is None or taking is None:
             self._in_pdu = 0
             return bytes(read)
@@ -190,24 +194,24 @@ class Inflow:
                 return context_id, bytes(command)
 
     def _data_set(self, context_id: int, taking: Taking) -> None:
-        """Read a data set; its fragments come to lie side by side, and are passed on in large pieces."""
-        filled, head = 0, self._read(self._next_head())
+        """Read a data set; its fragments come to lie side by side where `taking` wants them."""
+        room, filled, head = taking.room(), 0, self._read(self._next_head())
         while head:
             left, found, control = self._pdv(head)
             if found != context_id or control & _COMMAND or left > self._in_pdu:
                 raise Violation("no fragment of the data set where it goes on")
             self._in_pdu -= left
-            while left > _BUFFER - filled:
-                left -= _BUFFER - filled
-                self._fill(self._buffer[filled:], self._head[:0])
-                taking.take(self._buffer)
-                filled = 0
+            while left > len(room) - filled:
+                left -= len(room) - filled
+                self._fill(room[filled:], self._head[:0])
+                taking.took(len(room))
+                room, filled = taking.room(), 0
             after = self._head[: 0 if control & _LAST else self._next_head()]
-            self._fill(self._buffer[filled : filled + left], after)
+            self._fill(room[filled : filled + left], after)
             filled += left
             if filled >= _PIECE or (filled and not after):
-                taking.take(self._buffer[:filled])
-                filled = 0
+                taking.took(filled)
+                room, filled = taking.room(), 0
             head = bytes(after)
 
     def _next_head(self) -> int:
@@ -235,7 +239,7 @@ class Inflow:
     # -- the connection -------------------------------------------------------------------------------------
 
     def _read(self, length: int) -> bytes:
-        piece = self._buffer[:length]
+        piece = self._command_piece[:length]
         self._fill(piece, self._head[:0])
         return bytes(piece)
 

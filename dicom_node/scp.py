@@ -215,14 +215,13 @@ class Scp:
 
     # -- C-STORE --------------------------------------------------------------------------------------------
 
-    def _store(self, association: Any, context_id: int, request: StoreRequest) -> Storing | None:
+    def _store(self, association: Any, context_id: int, request: StoreRequest, room: memoryview) -> Storing | None:
         """Return what takes a request as its bytes come; None where pynetdicom shall answer it."""
         opened, context = self._associations.get(association), association._accepted_cx.get(context_id)
         if opened is None or context is None or not context.as_scp:
             return None
-        return self._storing(
-            opened, request.affected_sop_class_uid, request.affected_sop_instance_uid, str(context.transfer_syntax[0])
-        )
+        named = request.affected_sop_class_uid, request.affected_sop_instance_uid
+        return self._storing(opened, *named, str(context.transfer_syntax[0]), room)
 
     def _on_c_store(self, event: Any) -> int | Dataset:
         """Take a request that pynetdicom has collected: one that shares a PDU with the message before it, say."""
@@ -234,16 +233,24 @@ class Scp:
         named = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
         storing = self._storing(opened, *named, str(event.context.transfer_syntax))
         if data is not None:
-            storing.take(data.getbuffer())
+            storing.write(data.getbuffer())
         return _answered(storing.answer())
 
-    def _storing(self, opened: Opened, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Storing:
+    def _storing(
+        self,
+        opened: Opened,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax_uid: str,
+        room: memoryview | None = None,
+    ) -> Storing:
         begin = partial(
             self._intake.begin,
             affected_sop_class_uid=sop_class_uid,
             affected_sop_instance_uid=sop_instance_uid,
             transfer_syntax_uid=transfer_syntax_uid,
             association=opened.identity,
+            room=room,
         )
         maximum = self._settings.receive.maximum_instance_megabytes * _MEGABYTE
         return Storing(self._associations, opened, begin, maximum=maximum)

@@ -13,9 +13,11 @@ from dicom_node.services import Answer, Status
 
 log = structlog.get_logger()
 
+_WASTE = memoryview(bytearray(1 << 18))  # what comes for nothing: written by everybody, read by nobody
+
 
 class Storing:
-    """Takes a data set into a file, fragment by fragment; the first thing that goes wrong is the answer."""
+    """Takes a data set into a file, piece by piece; the first thing that goes wrong is the answer."""
 
     def __init__(
         self, associations: Associations, opened: Opened, begin: Callable[[], Incoming], *, maximum: int
@@ -28,10 +30,20 @@ class Storing:
         self._refusal: Answer | None = None
         self._try(lambda: self._begun(begin))
 
-    def take(self, fragment: memoryview | bytes) -> None:
-        """Take the next bytes; of one that is refused already nothing is kept."""
+    def room(self) -> memoryview:
+        """Return where the next bytes go; those of one that is refused already go where nobody looks."""
+        incoming = self._incoming
+        return _WASTE if incoming is None else incoming.room()
+
+    def took(self, number: int) -> None:
+        """Note that so many bytes have come into the room."""
         if self._refusal is None:
-            self._try(lambda: self._taken(fragment))
+            self._try(lambda: self._taken(number))
+
+    def write(self, content: memoryview) -> None:
+        """Take bytes that are in memory already."""
+        if self._refusal is None:
+            self._try(lambda: self._written(content))
 
     def answer(self) -> Answer:
         """Make durable what was taken, and return what to answer."""
@@ -63,11 +75,18 @@ class Storing:
             raise Unavailable("The node is stopping")
         self._incoming = begin()
 
-    def _taken(self, fragment: memoryview | bytes) -> None:
+    def _taken(self, number: int) -> None:
+        self._for(number).took(number)
+
+    def _written(self, content: memoryview) -> None:
+        self._for(len(content)).write(content)
+
+    def _for(self, number: int) -> Incoming:
+        """Return the file where it may have so many bytes more."""
         incoming = self._open_file()
-        if incoming.received + len(fragment) > self._maximum:
+        if incoming.received + number > self._maximum:
             raise Unavailable("Larger than receive.maximum_instance_megabytes")
-        incoming.write(fragment)
+        return incoming
 
     def _kept(self) -> None:
         incoming = self._open_file()

@@ -58,7 +58,7 @@ class Limits:
         return _LARGEST_REQUEST if pdu_type == _A_ASSOCIATE_RQ else _LARGEST_OTHER
 
 
-Store = Callable[[Association, int, StoreRequest], Taking | None]
+Store = Callable[[Association, int, StoreRequest, memoryview], Taking | None]
 """Says who takes a C-STORE request that came in a presentation context; None: pynetdicom."""
 
 
