@@ -51,6 +51,21 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def sources(folder: Path) -> Iterator[Path]:
+    """Give a folder for what is sent: in memory, where there is one, for a scanner is another machine.
+
+    On the disk of the receivers it would be in their way: ext4 looks at every inode that was freed within minutes
+    before it gives one to the next file.
+    """
+    memory = Path("/dev/shm")
+    where = Path(tempfile.mkdtemp(prefix="dicom-node-bench-", dir=memory if memory.is_dir() else folder))
+    try:
+        yield where
+    finally:
+        shutil.rmtree(where, ignore_errors=True)
+
+
 def _started(stack: ExitStack, folder: Path, *makers: Callable[[Path], Receiver]) -> dict[str, Receiver]:
     """Start every receiver that is installed; all of them run throughout, one is sent to at a time."""
     found: dict[str, Receiver] = {}
@@ -75,14 +90,14 @@ def throughput(folder: Path, associations: int, *, rounds: int, quick: bool) -> 
         dcmtk = partial(Dcmtk, fork=associations > 1)
         receivers = _started(stack, here, Node, dcmtk, StockPynetdicom, Orthanc)
         sender = Sender(here / "sender")
+        study = stack.enter_context(sources(folder)) / "study"
 
         def run(receiver: Receiver) -> Callable[[], Mapping[str, float]]:
             number = min(instances, max(_ORTHANC, associations)) if isinstance(receiver, Orthanc) else instances
-            return lambda: received(receiver, sender, files, here / "study", associations, number)
+            return lambda: received(receiver, sender, files, study, associations, number)
 
         measured = alternate({name: run(receiver) for name, receiver in receivers.items()}, rounds)
-    # only now: ext4 looks at every inode that was freed within minutes before it gives one to the next file
-    shutil.rmtree(here)
+    shutil.rmtree(here)  # only now, for the same reason as in `sources`
     title = f"receive, {associations} association{'s' * (associations > 1)}"
     return [
         figure(measured, f"{title}: throughput", "instances/s", quantity="rate", better="higher", bars=THROUGHPUT_BARS),
@@ -166,13 +181,14 @@ def crawling(folder: Path, *, rounds: int) -> list[Figure]:
         large = here / "large"
         large.mkdir()
         cases.multi_frame(500, large)
+        study = stack.enter_context(sources(folder)) / "study"
 
         def run(receiver: Receiver) -> dict[str, float]:
-            alone = _fast(receiver, sender, here / "study")
+            alone = _fast(receiver, sender, study)
             with _crawlers(receiver.port, 16):
-                beside = _fast(receiver, sender, here / "study")
+                beside = _fast(receiver, sender, study)
                 large_one = heavy.start(receiver.port, large)
-                mixed = _fast(receiver, sender, here / "study")
+                mixed = _fast(receiver, sender, study)
                 large_one.wait(120)
             receiver.clear()
             return {"crawling": beside / alone, "mixed": mixed / alone}

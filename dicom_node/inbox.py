@@ -52,8 +52,9 @@ class Inbox:
     def _make(self) -> None:
         made = []
         try:
-            for _ in range(_SLOTS):
-                path = self.folder / f"{os.urandom(16).hex()}{_SLOT}"
+            chance = os.urandom(16 * _SLOTS).hex()
+            for number in range(_SLOTS):
+                path = self.folder / f"{chance[32 * number : 32 * (number + 1)]}{_SLOT}"
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
                 made.append(path)
             sync_folder(self.folder)

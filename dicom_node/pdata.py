@@ -125,7 +125,8 @@ class Inflow:
         """Read from `connection`, a socket that does not let a call wait for ever.
 
         `begin` is given the presentation context, the request, and memory that is its own until the request has been
-        answered; it returns who takes the data set, or None where pynetdicom shall. `timeout` is what one PDU may take, in seconds; `progressed` is called after each.
+        answered; it returns who takes the data set, or None where pynetdicom shall. `timeout` is what one PDU may
+        take, in seconds; `progressed` is called after each.
         """
         self._connection = connection
         self._longest_pdu = longest_pdu

@@ -44,14 +44,21 @@ _INSTANCE = uid("study", "series", 1)
 _FILE = Path(tempfile.gettempdir()) / f"dicom-node-fuzz-{os.getpid()}.dcm"
 
 
+_ROOM = memoryview(bytearray(1000))
+
+
 class _Taken:
     """Takes data sets, and counts."""
 
     def __init__(self) -> None:
         self.size = 0
 
-    def take(self, fragment: memoryview) -> None:
-        self.size += len(fragment)
+    def room(self) -> memoryview:
+        return _ROOM
+
+    def took(self, number: int) -> None:
+        assert 0 < number <= len(_ROOM)
+        self.size += number
 
     def answer(self) -> Answer:
         return Answer(0x0000)
@@ -68,7 +75,7 @@ def pdata(data: bytes) -> None:
         ours.settimeout(2.0)
         theirs.sendall(data[:_LONGEST])
         theirs.shutdown(socket.SHUT_WR)
-        inflow = Inflow(ours, longest_pdu=1 << 15, timeout=2.0, begin=lambda context, request: _taking(taken, request))
+        inflow = Inflow(ours, longest_pdu=1 << 15, timeout=2.0, begin=lambda *asked: _taking(taken, asked[1]))
         with suppress(Broken):
             handed_on = inflow.serve(linger=0.0, until=lambda: False)
             assert len(handed_on) <= len(data) + 6

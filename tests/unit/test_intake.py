@@ -364,7 +364,7 @@ def test_a_full_disk_keeps_nothing(arrive, ledger, spool, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "pwrite", full)
 
     with pytest.raises(SpoolFull):
         arrive(ct())

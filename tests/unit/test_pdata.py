@@ -45,14 +45,18 @@ COMMAND = command_set(REQUEST)
 class Taken:
     """Takes data sets, and remembers them."""
 
-    def __init__(self, status: int = 0x0000) -> None:
+    def __init__(self, status: int = 0x0000, room: int = 1 << 16) -> None:
         self.status = status
+        self._room = memoryview(bytearray(room))
         self.pieces: list[bytes] = []
         self.whole: list[bytes] = []
         self.abandoned = 0
 
-    def take(self, fragment: memoryview) -> None:
-        self.pieces.append(bytes(fragment))
+    def room(self) -> memoryview:
+        return self._room
+
+    def took(self, number: int) -> None:
+        self.pieces.append(bytes(self._room[:number]))
 
     def answer(self) -> Answer:
         self.whole.append(b"".join(self.pieces))
@@ -79,7 +83,7 @@ def served(sent: bytes, taken: Taken, *, longest_pdu: int = 1 << 17, timeout: fl
     with ours, theirs:
         sender = threading.Thread(target=lambda: (theirs.sendall(sent), theirs.shutdown(socket.SHUT_WR)))
         sender.start()
-        inflow = Inflow(ours, longest_pdu=longest_pdu, timeout=timeout, begin=lambda context, request: taken)
+        inflow = Inflow(ours, longest_pdu=longest_pdu, timeout=timeout, begin=lambda context, request, memory: taken)
         try:
             handed_on = inflow.serve(linger=0.05, until=lambda: False)
         except Broken as error:
@@ -149,8 +153,9 @@ DATA = bytes(range(256)) * 4000  # more than a megabyte
     cuts=st.lists(st.integers(0, len(DATA)), max_size=12),
     together=st.lists(st.booleans(), min_size=14, max_size=14),
     with_command=st.booleans(),
+    room=st.sampled_from([4097, 1 << 18, 1 << 20, 1 << 21]),
 )
-def test_however_a_data_set_is_cut_it_is_taken_whole(cuts, together, with_command):
+def test_however_a_data_set_is_cut_it_is_taken_whole(cuts, together, with_command, room):
     edges = [0, *sorted(cuts), len(DATA)]
     fragments = [DATA[a:b] for a, b in itertools.pairwise(edges)]
     values = [pdv(0 if n < len(fragments) - 1 else 2, value) for n, value in enumerate(fragments)]
@@ -160,7 +165,7 @@ def test_however_a_data_set_is_cut_it_is_taken_whole(cuts, together, with_comman
             groups[-1].append(value)
         else:
             groups.append([value])
-    taken = Taken()
+    taken = Taken(room=room)
 
     handed_on, answered = served(b"".join(pdu(*group) for group in groups), taken, longest_pdu=1 << 22)
 
@@ -215,7 +220,7 @@ def test_what_is_not_ours_is_handed_on_byte_for_byte(sent):
     ours.settimeout(5)
     with ours, theirs:
         theirs.sendall(sent)
-        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5, begin=lambda context, request: taken)
+        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5, begin=lambda context, request, memory: taken)
 
         handed_on = inflow.serve(linger=0.05, until=lambda: False)
 
@@ -256,7 +261,7 @@ def test_a_context_that_was_not_accepted_is_handed_on():
     ours.settimeout(5)
     with ours, theirs:
         theirs.sendall(sent)
-        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5, begin=lambda context, request: None)
+        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5, begin=lambda context, request, memory: None)
 
         handed_on = inflow.serve(linger=0.05, until=lambda: False)
 
@@ -303,7 +308,7 @@ def test_a_sender_that_stops_in_the_middle_is_not_waited_for():
     with ours, theirs:
         theirs.sendall(pdu(pdv(3, COMMAND)) + pdu(pdv(0, b"a" * 150))[:-1])
         taken = Taken()
-        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=0.3, begin=lambda context, request: taken)
+        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=0.3, begin=lambda context, request, memory: taken)
 
         with pytest.raises(Broken):
             inflow.serve(linger=0.05, until=lambda: False)

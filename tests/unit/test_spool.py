@@ -21,9 +21,8 @@ def header(number: int = 1, study: str = "1.2", series: str = "1.2.3") -> Header
 
 def settle(spool: Spool, one: Header, content: bytes = b"x") -> str:
     """Let a file arrive, and give it its place."""
-    file = spool.inbox.open()
+    file = arriving(spool, content, lead=0)
     try:
-        file.write(content)
         path = spool.settle(file.keep(b""), one)
     finally:
         file.close()
@@ -63,11 +62,15 @@ def test_a_result_is_synced_before_it_gets_its_name_and_the_folder_after(spool, 
 HEAD = preamble("1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", "SCANNER")
 
 
-def arriving(spool, content: bytes):
+def arriving(spool, content: bytes, *, lead: int = len(HEAD)):
     """Return a file with `content` after the place of its head."""
-    file = spool.inbox.open()
-    file.skip(len(HEAD))
-    file.write(content)
+    file = spool.inbox.open(lead=lead)
+    while content:
+        room = file.room()
+        number = min(len(room), len(content))
+        room[:number] = content[:number]
+        file.took(number)
+        content = content[number:]
     return file
 
 
@@ -120,7 +123,7 @@ def test_what_was_made_in_advance_is_gone_when_the_node_ends(spool):
 
 
 def test_what_a_killed_node_was_receiving_is_swept_at_the_next_start(spool):
-    half, whole = arriving(spool, b"half"), arriving(spool, b"whole")
+    half, whole = arriving(spool, b"half" * 400_000), arriving(spool, b"whole")
     path = whole.keep(HEAD)
 
     again = Spool(spool.storage)
@@ -167,7 +170,7 @@ def test_a_disk_that_is_full_when_slots_are_made_is_left_as_it_was(spool, monkey
         patch.setattr(os, "open", refusing)
         patch.setattr(os, "fsync", broken)
         with pytest.raises(Unavailable):
-            spool.inbox.open()
+            spool.inbox.open(lead=0)
         assert not in_inbox(spool)
 
     arriving(spool, b"content").keep(HEAD)
@@ -339,10 +342,8 @@ def test_many_threads_let_many_instances_arrive(spool):
     failures = []
 
     def keep(number):
-        file = spool.inbox.open()
+        file = arriving(spool, str(number).encode())
         try:
-            file.skip(len(HEAD))
-            file.write(str(number).encode())
             file.keep(HEAD)
         except Exception as error:
             failures.append(error)
