@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dicom_node.part10 import has_head
 
 _ARRIVED = "arrived"
 _SLOTS = 32  # made at once
+_FEW = 16  # below which more are made
 _MODE = 0o640
 _SLOT, _EARLIER = ".slot", ".dcm"  # earlier versions named a file when it was whole
 
@@ -34,6 +36,8 @@ class Inbox:
             sync_folder(storage)
         self._slots: list[Path] = []
         self._lock = threading.Lock()
+        self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slots")
+        self._is_making = False
 
     def open(self, *, lead: int, room: memoryview | None = None) -> Arriving:
         """Return a file to write to, from `lead` on, out of `room`; raise Unavailable where there can be none."""
@@ -44,27 +48,40 @@ class Inbox:
                     return Arriving(path, lead, room)
 
     def _slot(self) -> Path:
+        """Return a slot, and have others made before there are none: whoever receives need not wait for them."""
         with self._lock:
             if not self._slots:
-                self._make()
-            return self._slots.pop()
+                self._slots = self._made()
+            path = self._slots.pop()
+            if len(self._slots) < _FEW and not self._is_making:
+                self._is_making = True
+                with suppress(RuntimeError):  # it is being closed
+                    self._maker.submit(self._make)
+            return path
 
     def _make(self) -> None:
-        made = []
+        made: list[Path] = []
+        with suppress(OSError):  # who finds none makes some, and says what is wrong
+            made = self._made()
+        with self._lock:
+            self._slots += made
+            self._is_making = False
+
+    def _made(self) -> list[Path]:
+        chance = os.urandom(16 * _SLOTS).hex()
+        paths = [self.folder / f"{chance[at : at + 32]}{_SLOT}" for at in range(0, len(chance), 32)]
         try:
-            chance = os.urandom(16 * _SLOTS).hex()
-            for number in range(_SLOTS):
-                path = self.folder / f"{chance[32 * number : 32 * (number + 1)]}{_SLOT}"
+            for path in paths:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
-                made.append(path)
             sync_folder(self.folder)
         except BaseException:
-            _delete(made)
+            _delete(paths)
             raise
-        self._slots = made
+        return paths
 
     def close(self) -> None:
-        """Delete the slots that were not needed."""
+        """Delete the slots that were not needed; after it there are no more."""
+        self._maker.shutdown()
         with self._lock:
             _delete(self._slots)
             self._slots = []

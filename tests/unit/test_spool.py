@@ -102,7 +102,7 @@ def test_names_are_made_durable_for_many_files_at_once(spool, monkeypatch):
         file = arriving(spool, bytes([number]))
         file.keep(HEAD)
         file.close()
-    assert synced.count(str(spool.inbox.folder)) == 1
+    assert synced.count(str(spool.inbox.folder)) <= 2, "the second when few are left"
     assert len(spool.inbox.waiting()) == len(set(synced)) - 1 == 20
 
 
