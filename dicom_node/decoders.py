@@ -58,6 +58,11 @@ def stored_values(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
     return frames
 
 
+def lets_others_run(header: Dataset) -> bool:
+    """Return whether other threads run while frames are decoded: where a program of its own does it."""
+    return _needs_dcmtk(header)
+
+
 def meaning_of_words(header: Dataset) -> npt.NDArray[Any]:
     """Return the stored value that each word of uncompressed pixel data of one sample stands for, as pydicom has it.
 

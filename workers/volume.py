@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from dicom_node.decoders import meaning_of_words
+from dicom_node.decoders import lets_others_run, meaning_of_words
 from dicom_node.errors import NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.images import decoded, source_of
@@ -162,7 +162,12 @@ def _decoded(
         pieces = [(number, part) for number in dear for part in _parts(by_instance.pop(number))]
         with Decoders(count) as decode, ThreadPoolExecutor(count) as askers:
             list(askers.map(lambda item: fill(item, decode), pieces))
-    list(pool.map(lambda item: fill(item, decoded), by_instance.items()))
+    # two threads that decode only wait for one another, at twice the price
+    is_alone = {number: glances[number] is None and not lets_others_run(headers[number]) for number in by_instance}
+    list(pool.map(lambda item: fill(item, decoded), [item for item in by_instance.items() if not is_alone[item[0]]]))
+    for item in by_instance.items():
+        if is_alone[item[0]]:
+            fill(item, decoded)
     return made
 
 
