@@ -31,7 +31,7 @@ _ORTHANC = 60  # instances: it is an order of magnitude slower
 
 def figures(*, rounds: int, quick: bool) -> list[Figure]:
     """Measure everything about receiving."""
-    with scratch() as folder:
+    with scratch() as folder:  # nothing of it is deleted between the parts, for the same reason as in `sources`
         found = [each for number in (1, 8, 32) for each in throughput(folder, number, rounds=rounds, quick=quick)]
         found += idle(folder, rounds=1 if quick else min(rounds, 3))
         found += memory(folder, (500,) if quick else (500, 2000), rounds=1 if quick else min(rounds, 3))
@@ -97,7 +97,6 @@ def throughput(folder: Path, associations: int, *, rounds: int, quick: bool) -> 
             return lambda: received(receiver, sender, files, study, associations, number)
 
         measured = alternate({name: run(receiver) for name, receiver in receivers.items()}, rounds)
-    shutil.rmtree(here)  # only now, for the same reason as in `sources`
     title = f"receive, {associations} association{'s' * (associations > 1)}"
     return [
         figure(measured, f"{title}: throughput", "instances/s", quantity="rate", better="higher", bars=THROUGHPUT_BARS),
