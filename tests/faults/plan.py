@@ -40,7 +40,7 @@ from tests.faults.keeper import Keeper
 from tests.faults.scanner import Acknowledged, Image, Scanner
 from tests.faults.servers import PostgreSQL, Redis, double, flush
 
-DISK = 192  # MiB of the disk that is filled
+DISK, DISK_EACH_MINUTE = 128, 64  # MiB of the disk that is filled: what is received has to fit in
 BACKLOG = 6  # studies that a scanner is ahead of the results, at the most
 
 
@@ -356,10 +356,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ledger", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument("--broker", choices=["embedded", "redis"], default="embedded")
     parser.add_argument("--archive", choices=["orthanc", "scripted"], default="orthanc")
-    parser.add_argument("--disk", type=int, default=DISK, help="MiB of the disk that is filled")
+    parser.add_argument("--disk", type=int, help="MiB of the disk that is filled; by default as the minutes need")
     parser.add_argument("--no-own-disk", dest="own_disk", action="store_false", help="mount no tmpfs; fill no disk")
     parser.add_argument("--folder", type=Path, help="work here and leave it all behind")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.disk = options.disk or DISK + int(DISK_EACH_MINUTE * options.minutes)
+    return options
 
 
 @contextlib.contextmanager
