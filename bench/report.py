@@ -90,7 +90,9 @@ def ratios(parts: Iterable[Part]) -> Iterable[Sequence[str]]:
     """Give each figure against each peer: what, against whom, ratio, what is asked for, whether it is held."""
     for part in parts:
         for figure in part.figures:
-            for other in figure.others:
+            for other, theirs in figure.others.items():
+                if not theirs:
+                    continue  # nobody has a ratio to nothing
                 yield (
                     figure.name,
                     other,
