@@ -58,8 +58,8 @@ def sources(folder: Path) -> Iterator[Path]:
     On the disk of the receivers it would be in their way: ext4 looks at every inode that was freed within minutes
     before it gives one to the next file.
     """
-    memory = Path("/dev/shm")
-    where = Path(tempfile.mkdtemp(prefix="dicom-node-bench-", dir=memory if memory.is_dir() else folder))
+    shared = Path("/dev/shm")
+    where = Path(tempfile.mkdtemp(prefix="dicom-node-bench-", dir=shared if shared.is_dir() else folder))
     try:
         yield where
     finally:

@@ -15,6 +15,7 @@ from dicom_node.entities import AssociationIdentity, Header
 from dicom_node.errors import InvalidInstance
 from dicom_node.header import read_beginning, read_header
 from dicom_node.inbox import Arriving
+from dicom_node.landing import pour
 from dicom_node.part10 import preamble, vouching
 from dicom_node.recorder import Arrival, Recorder
 from dicom_node.services import Status
@@ -59,7 +60,7 @@ class Intake:
         """
         incoming = self.begin(**command)  # type: ignore[arg-type]
         try:
-            incoming.write(dataset)
+            pour(memoryview(dataset), incoming)
             return incoming.keep()
         finally:
             incoming.close()
@@ -114,16 +115,6 @@ class Incoming:
             self._beginning = read_beginning(fragment, self.transfer_syntax_uid)
         self._digest.update(fragment)
         self._file.took(number)
-
-    def write(self, content: Bytes) -> None:
-        """Append to the data set what is in memory already; raise Unavailable where it cannot be kept."""
-        left = memoryview(content)
-        while left:
-            room = self.room()
-            number = min(len(room), len(left))
-            room[:number] = left[:number]
-            self.took(number)
-            left = left[number:]
 
     def keep(self) -> Header:
         """Check the whole and make it durable; on return it may be acknowledged.

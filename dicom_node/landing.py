@@ -1,10 +1,10 @@
 """Memory that a data set is received into, and the way of its bytes from there to the disk: past the page cache.
 
 What is acknowledged has to be on stable storage first, so a copy in the page cache is of no use to who waits for the
-answer. It costs a page to be found for every 4 kB, a copy, and the writing back: a third of a millisecond for a CT
-slice, four times that on a virtual machine whose host hands out memory as it is asked for. With O_DIRECT the disk takes
-the bytes from where the network put them (open(2)). It wants whole blocks; what is left of the last one goes the usual
-way. A file system that knows no O_DIRECT gets everything the usual way.
+answer. It costs a page to be found for every 4 kB, a copy, and the writing back, and most on a virtual machine whose
+host hands out memory as it is touched. With O_DIRECT the disk takes the bytes from where the network put them, in whole
+blocks (open(2)). What is left of the last block goes the usual way; so does everything where the file system knows no
+O_DIRECT.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+from typing import Protocol
 
 BLOCK = 4096  # bytes: what every disk and file system takes without the page cache
 _SIZE = 1 << 20  # bytes: a slice of CT or MR is written at once
@@ -21,6 +22,26 @@ _SIZE = 1 << 20  # bytes: a slice of CT or MR is written at once
 def memory() -> memoryview:
     """Return memory to receive into, at a page boundary; what is not touched of it takes no room."""
     return memoryview(mmap.mmap(-1, _SIZE))
+
+
+class Filling(Protocol):
+    """Takes bytes where it has room for them."""
+
+    def room(self) -> memoryview:
+        """Return where the next bytes go, one at least, until `took` is called."""
+
+    def took(self, number: int) -> None:
+        """Note that so many bytes have come to where the last `room` begins."""
+
+
+def pour(content: memoryview, into: Filling) -> None:
+    """Copy bytes that are in memory already to where those from the network go."""
+    while content:
+        room = into.room()
+        number = min(len(room), len(content))
+        room[:number] = content[:number]
+        into.took(number)
+        content = content[number:]
 
 
 class Landing:

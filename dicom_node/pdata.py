@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dicom_node.landing import memory
+from dicom_node.landing import Filling, memory
 from dicom_node.services import Answer
 
 _P_DATA_TF = 0x04
@@ -38,17 +38,11 @@ class StoreRequest:
     affected_sop_instance_uid: str
 
 
-class Taking(Protocol):
-    """Takes one data set, piece by piece."""
-
-    def room(self) -> memoryview:
-        """Return where the next bytes go, one at least, until `took` is called; never raises."""
-
-    def took(self, number: int) -> None:
-        """Note that so many bytes have come to where the last `room` begins; never raises."""
+class Taking(Filling, Protocol):
+    """Takes one data set, piece by piece; nothing of it raises."""
 
     def answer(self) -> Answer:
-        """Return what to answer now that the data set is whole; never raises."""
+        """Return what to answer now that the data set is whole."""
 
     def abandon(self) -> None:
         """Forget it: there will be no more."""

@@ -24,6 +24,7 @@ from dicom_node.delivery.commit import answer_report
 from dicom_node.entities import AssociationIdentity
 from dicom_node.errors import NodeError, SettingsError
 from dicom_node.intake import Intake
+from dicom_node.landing import pour
 from dicom_node.ledger import Ledger
 from dicom_node.listening import GuardedServer
 from dicom_node.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -233,7 +234,7 @@ class Scp:
         named = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
         storing = self._storing(opened, *named, str(event.context.transfer_syntax))
         if data is not None:
-            storing.write(data.getbuffer())
+            pour(data.getbuffer(), storing)
         return _answered(storing.answer())
 
     def _storing(

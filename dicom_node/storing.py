@@ -40,11 +40,6 @@ class Storing:
         if self._refusal is None:
             self._try(lambda: self._taken(number))
 
-    def write(self, content: memoryview) -> None:
-        """Take bytes that are in memory already."""
-        if self._refusal is None:
-            self._try(lambda: self._written(content))
-
     def answer(self) -> Answer:
         """Make durable what was taken, and return what to answer."""
         with self._associations.working(self._opened):
@@ -76,17 +71,10 @@ class Storing:
         self._incoming = begin()
 
     def _taken(self, number: int) -> None:
-        self._for(number).took(number)
-
-    def _written(self, content: memoryview) -> None:
-        self._for(len(content)).write(content)
-
-    def _for(self, number: int) -> Incoming:
-        """Return the file where it may have so many bytes more."""
         incoming = self._open_file()
         if incoming.received + number > self._maximum:
             raise Unavailable("Larger than receive.maximum_instance_megabytes")
-        return incoming
+        incoming.took(number)
 
     def _kept(self) -> None:
         incoming = self._open_file()

@@ -11,6 +11,7 @@ import pytest
 
 from dicom_node.entities import Header
 from dicom_node.errors import SettingsError, SpoolFull, Unavailable
+from dicom_node.landing import pour
 from dicom_node.part10 import preamble
 from dicom_node.spool import Spool
 
@@ -65,12 +66,7 @@ HEAD = preamble("1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", "SC
 def arriving(spool, content: bytes, *, lead: int = len(HEAD)):
     """Return a file with `content` after the place of its head."""
     file = spool.inbox.open(lead=lead)
-    while content:
-        room = file.room()
-        number = min(len(room), len(content))
-        room[:number] = content[:number]
-        file.took(number)
-        content = content[number:]
+    pour(memoryview(content), file)
     return file
 
 
