@@ -67,7 +67,7 @@ def test_a_series_is_decoded_by_several_processes_and_none_is_left(paths, expect
     assert np.array_equal(values, expected)
     assert len(asked) == SLICES
     assert len({one for one, _ in asked}) == 2
-    assert children() == before
+    assert children() <= before  # one that an earlier test left may end meanwhile
 
 
 def test_what_a_process_dies_of_is_decoded_in_the_worker(paths, expected, asked, monkeypatch):
