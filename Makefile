@@ -52,7 +52,9 @@ $(VENV)/.created:
 	  { echo "Python's venv module is missing: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
+NATIVE := $(addprefix dicom_node/native/,build.py receive.c scan.c)
+
+$(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt $(NATIVE)
 	@echo "installing into $(VENV) (torch is the large part)"
 	$(PIP) --editable .
 	touch $@

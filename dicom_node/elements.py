@@ -5,7 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from enum import Enum, auto
+from functools import lru_cache
 from typing import NamedTuple
+
+from dicom_node import native
 
 PIXEL_DATA = 0x7FE00010
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -61,6 +64,8 @@ def scan(
         NotUnderstood: tags do not ascend, a VR does not exist, an item is where none can be, or there is more of
             everything than an object can mean.
     """
+    if (places := _wanted(wanted).scan(view, is_implicit, stop_at, is_whole=is_whole)) is not None:
+        return {tag: Place(vr, offset, length) for tag, vr, offset, length in places}
     found: dict[int, Place] = {}
     last, before, at, end = max(wanted, default=-1), -1, 0, len(view)
     if is_implicit and bytes(view[4:6]) in EXPLICIT_HEADS:
@@ -107,6 +112,9 @@ def scan(
     if not is_whole:
         raise CutOff("the data set goes on")
     return found
+
+
+_wanted = lru_cache(maxsize=64)(native.Wanted)  # what is asked for are constants
 
 
 def items(view: Bytes, place: Place, is_implicit: bool) -> Iterator[Bytes]:

@@ -15,6 +15,8 @@ import mmap
 import os
 from typing import Protocol
 
+from dicom_node import native
+
 BLOCK = 4096  # bytes: what every disk and file system takes without the page cache
 _SIZE = 1 << 20  # bytes: a slice of CT or MR is written at once
 
@@ -97,6 +99,8 @@ class Landing:
             self._write(first, 0)
         else:
             self._memory[: len(lead)] = lead
+            if self._may_be_direct and native.land(self._descriptor, self._memory[: self._filled]):
+                return
             self._write_rest()
         os.fsync(self._descriptor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dicom_node import native
 from dicom_node.entities import AssociationIdentity
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
@@ -36,3 +37,9 @@ def recorder(ledger, spool):
 @pytest.fixture
 def intake(spool, recorder):
     return Intake(spool, recorder, clock=lambda: 1000.0)
+
+
+@pytest.fixture
+def in_python(monkeypatch):
+    """Have nothing done in C: what is patched in Python is what runs."""
+    monkeypatch.setattr(native, "_library", None)

@@ -360,7 +360,7 @@ def test_a_file_that_a_crash_left_unrecorded_is_replaced(keep, ledger, spool):
     assert dataset_bytes_of(place.read_bytes()) == encoded(ct())
 
 
-def test_a_full_disk_keeps_nothing(arrive, ledger, spool, monkeypatch):
+def test_a_full_disk_keeps_nothing(arrive, ledger, spool, monkeypatch, in_python):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "full")
 
@@ -374,7 +374,7 @@ def test_a_full_disk_keeps_nothing(arrive, ledger, spool, monkeypatch):
 
 
 def test_file_and_name_are_on_stable_storage_before_the_row_and_the_place_before_the_inbox_is_emptied(
-    arrive, recorder, ledger, spool, monkeypatch
+    arrive, recorder, ledger, spool, monkeypatch, in_python
 ):
     order = []
     fsync, record, unlink = os.fsync, ledger.arrivals.record, Path.unlink

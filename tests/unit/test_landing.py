@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dicom_node import native
 from dicom_node.landing import BLOCK, Landing, memory
 
 SIZE = len(memory())
@@ -40,6 +41,17 @@ def fill(landing: Landing, content: bytes, steps) -> None:
         room[:number] = content[at : at + number]
         landing.took(number)
         at += number
+
+
+@pytest.fixture(params=["in C", "in Python"], scope="module", autouse=True)
+def way(request):
+    """Every test twice; in Python what is patched there is what runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "in Python":
+            patch.setattr(native, "_library", None)
+        elif not native.is_there:
+            pytest.skip("installed without a C compiler")
+        yield request.param
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,7 +99,7 @@ def test_all_that_came_can_be_looked_at_before_it_is_kept_and_the_lead_is_not_th
 
 
 @pytest.mark.parametrize("size", [BLOCK // 2, SIZE // 2, 2 * SIZE + 5])
-def test_the_lead_is_written_last_and_the_sync_follows(tmp_path, size, monkeypatch):
+def test_the_lead_is_written_last_and_the_sync_follows(tmp_path, size, monkeypatch, in_python):
     done: list[int | str] = []
     pwrite, fsync = os.pwrite, os.fsync
     monkeypatch.setattr(os, "pwrite", lambda fd, piece, at: (done.append(at), pwrite(fd, piece, at))[1])
@@ -148,3 +160,13 @@ def test_a_disk_that_takes_no_more_is_said(tmp_path, monkeypatch, failing):
 
     with pytest.raises(OSError, match="full"):
         landed(tmp_path / "file", CONTENT, [])
+
+
+def test_in_c_too_a_disk_that_takes_no_more_is_said():
+    full = os.open("/dev/full", os.O_WRONLY)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        Landing(full, memory(), lead=8).keep(LEAD[:8])
+
+    assert caught.value.errno == errno.ENOSPC
+    os.close(full)

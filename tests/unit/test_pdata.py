@@ -16,8 +16,10 @@ from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dsutils import encode
 from pynetdicom.pdu import P_DATA_TF
 
+from dicom_node import native
 from dicom_node.pdata import Broken, Inflow, StoreRequest, Violation, read_store_request, response
 from dicom_node.services import Answer
+from dicom_node.sockets import limit_waits
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 REQUEST = StoreRequest(7, CT, "1.2.3.4")
@@ -76,10 +78,21 @@ def pdu(*pdvs: bytes, pdu_type: int = 4) -> bytes:
     return struct.pack(">BxL", pdu_type, len(body)) + body
 
 
+@pytest.fixture(params=["in C", "in Python"], scope="module", autouse=True)
+def way(request):
+    """Every test twice: what C does, Python does as well, byte for byte."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "in Python":
+            patch.setattr(native, "_library", None)
+        elif not native.is_there:
+            pytest.skip("installed without a C compiler")
+        yield request.param
+
+
 def served(sent: bytes, taken: Taken, *, longest_pdu: int = 1 << 17, timeout: float = 5.0) -> tuple[bytes, bytes]:
     """Send bytes to an inflow; return what it handed on, and what it answered."""
     ours, theirs = socket.socketpair()
-    ours.settimeout(timeout)
+    limit_waits(ours, timeout)
     with ours, theirs:
         sender = threading.Thread(target=lambda: (theirs.sendall(sent), theirs.shutdown(socket.SHUT_WR)))
         sender.start()
@@ -217,7 +230,7 @@ ECHO = command_set(REQUEST, CommandField=0x0030, CommandDataSetType=0x0101)
 def test_what_is_not_ours_is_handed_on_byte_for_byte(sent):
     taken = Taken()
     ours, theirs = socket.socketpair()
-    ours.settimeout(5)
+    limit_waits(ours, 5)
     with ours, theirs:
         theirs.sendall(sent)
         inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5, begin=lambda context, request, memory: taken)
@@ -258,7 +271,7 @@ def test_what_follows_in_the_same_pdu_is_handed_on_as_one_that_begins_there():
 def test_a_context_that_was_not_accepted_is_handed_on():
     sent = pdu(pdv(3, COMMAND)) + pdu(pdv(2, b"data"))
     ours, theirs = socket.socketpair()
-    ours.settimeout(5)
+    limit_waits(ours, 5)
     with ours, theirs:
         theirs.sendall(sent)
         inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5, begin=lambda context, request, memory: None)
@@ -304,7 +317,7 @@ def test_a_sender_that_goes_in_the_middle_leaves_nothing(cut):
 
 def test_a_sender_that_stops_in_the_middle_is_not_waited_for():
     ours, theirs = socket.socketpair()
-    ours.settimeout(0.3)
+    limit_waits(ours, 0.3)
     with ours, theirs:
         theirs.sendall(pdu(pdv(3, COMMAND)) + pdu(pdv(0, b"a" * 150))[:-1])
         taken = Taken()

@@ -74,7 +74,9 @@ def in_inbox(spool) -> list[bytes]:
     return sorted(path.read_bytes() for path in spool.inbox.folder.iterdir())
 
 
-def test_a_file_that_arrives_waits_for_the_ledger_from_the_moment_that_it_is_whole_and_durable(spool, monkeypatch):
+def test_a_file_that_arrives_waits_for_the_ledger_from_the_moment_that_it_is_whole_and_durable(
+    spool, monkeypatch, in_python
+):
     synced: list[str] = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
@@ -90,7 +92,7 @@ def test_a_file_that_arrives_waits_for_the_ledger_from_the_moment_that_it_is_who
     assert spool.inbox.waiting() == [path]
 
 
-def test_names_are_made_durable_for_many_files_at_once(spool, monkeypatch):
+def test_names_are_made_durable_for_many_files_at_once(spool, monkeypatch, in_python):
     synced: list[str] = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
@@ -173,7 +175,7 @@ def test_a_disk_that_is_full_when_slots_are_made_is_left_as_it_was(spool, monkey
     assert len(spool.inbox.waiting()) == 1
 
 
-def test_a_file_that_cannot_be_synced_is_gone(spool, monkeypatch):
+def test_a_file_that_cannot_be_synced_is_gone(spool, monkeypatch, in_python):
     file = arriving(spool, b"content")
 
     def broken(descriptor):

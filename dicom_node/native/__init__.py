@@ -1,0 +1,172 @@
+"""What is done in C because a thousand instances a second do it: see `receive.c` and `scan.c`.
+
+Everything here is also done in Python, by those who call it: for TLS, for what is out of the ordinary, and where the
+package was installed without a C compiler. `is_there` says which it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_VERSION = 1  # of the library that these declarations fit
+_LIBRARY = Path(__file__).with_name("library.so")
+_OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
+GONE, LATE, VIOLATION, PROGRESS, FULL, WHOLE = -1, -2, -3, 0, 1, 2
+_ENOUGH = 1 << 18  # bytes after which `fragments` returns, so that they are looked at while more come
+
+Bytes = bytes | bytearray | memoryview
+
+
+class _Flow(ctypes.Structure):
+    """`struct flow` of receive.c."""
+
+    _fields_ = [
+        ("timeout", ctypes.c_int64),
+        ("longest_pdu", ctypes.c_uint32),
+        ("connection", ctypes.c_int32),
+        ("in_pdu", ctypes.c_uint32),
+        ("left", ctypes.c_uint32),
+        ("context_id", ctypes.c_uint8),
+        ("is_last", ctypes.c_uint8),
+        ("has", ctypes.c_uint8),
+        ("head", ctypes.c_uint8 * 12),
+        ("deadline", ctypes.c_int64),
+    ]
+
+
+def _load() -> ctypes.CDLL | None:
+    if os.environ.get(_OFF) == "0":
+        return None
+    try:
+        library = ctypes.CDLL(str(_LIBRARY))
+        if library.dicom_node_version() != _VERSION:
+            return None
+    except (OSError, AttributeError):
+        return None
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    library.dicom_node_beginning.argtypes = [ctypes.c_int, ctypes.c_int, address, size]
+    library.dicom_node_beginning.restype = ctypes.c_ssize_t
+    library.dicom_node_fragments.argtypes = [address, address, size, size, address]
+    library.dicom_node_land.argtypes = [ctypes.c_int, address, size]
+    library.dicom_node_scan.argtypes = [
+        *(address, ctypes.c_uint64, ctypes.c_int),
+        *(address, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, address),
+    ]
+    return library
+
+
+_Byte = ctypes.c_char
+_library = _load()
+is_there = _library is not None
+
+
+def _address(view: Bytes) -> int:
+    """Return where bytes begin; they must stay there for as long as it is used."""
+    if not len(view):
+        return 0
+    try:
+        return ctypes.addressof(_Byte.from_buffer(view))
+    except TypeError:  # it may not be written to
+        return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
+
+
+def may_flow(connection: Any) -> bool:
+    """Return whether C may read from a connection: a plain socket, on which the kernel limits a wait."""
+    return _library is not None and type(connection) is socket.socket and connection.gettimeout() is None
+
+
+class Flow:
+    """Reads the messages of one connection, for one thread."""
+
+    def __init__(self, connection: socket.socket, *, longest_pdu: int, timeout: float, longest_command: int) -> None:
+        """Read from `connection`, which `may_flow`; `timeout` is what a PDU may take, in seconds."""
+        self._library: Any = _library
+        self._connection = connection
+        self._flow = _Flow(timeout=int(timeout * 1e9), longest_pdu=longest_pdu)
+        self._at = ctypes.addressof(self._flow)
+        self._filled = ctypes.c_size_t()
+        self._filled_at = ctypes.addressof(self._filled)
+        self._ahead = bytearray(longest_command)
+        self._ahead_at = _address(self._ahead)
+
+    def beginning(self, seconds: float) -> bytes | None:
+        """Return the beginning of the next message, its first fragment at most, if it comes within `seconds`.
+
+        Empty where nothing came, None where the connection has ended.
+        """
+        got = self._library.dicom_node_beginning(
+            self._connection.fileno(), int(seconds * 1000), self._ahead_at, len(self._ahead)
+        )
+        return None if got < 0 else bytes(memoryview(self._ahead)[:got])
+
+    def begin_data_set(self, context_id: int, in_pdu: int, deadline: float) -> None:
+        """Begin to read a data set, in a PDU of which `in_pdu` bytes are left, until `deadline` on `time.monotonic`."""
+        flow = self._flow
+        flow.connection = self._connection.fileno()
+        flow.context_id, flow.in_pdu, flow.deadline = context_id, in_pdu, int(deadline * 1e9)
+        flow.left = flow.is_last = flow.has = 0
+
+    def fragments(self, room: memoryview, filled: int) -> tuple[int, int]:
+        """Read fragments of the data set into `room` from `filled` on; return why it stopped, and what is filled now.
+
+        WHOLE: the data set is; FULL: the room is, or there is enough to look at; PROGRESS: a second has passed; else
+        the connection is of no more use.
+        """
+        self._filled.value = filled
+        reason = self._library.dicom_node_fragments(self._at, _address(room), len(room), _ENOUGH, self._filled_at)
+        return reason, self._filled.value
+
+    @property
+    def in_pdu(self) -> int:
+        """Return how many bytes of the present PDU are still to be read, once the data set is whole."""
+        return int(self._flow.in_pdu)
+
+
+def land(descriptor: int, content: memoryview) -> bool:
+    """Write a whole file and make it durable; `content` begins at a page boundary.
+
+    False: not done, and the usual way has to do it. Raises OSError where the disk does not take it.
+    """
+    if _library is None:
+        return False
+    wrong = _library.dicom_node_land(descriptor, _address(content), len(content))
+    if wrong in (errno.EINVAL, errno.EAGAIN):
+        return False
+    if wrong:
+        raise OSError(wrong, os.strerror(wrong))
+    return True
+
+
+class Wanted:
+    """Elements to be looked for by `scan`."""
+
+    def __init__(self, tags: Sequence[int]) -> None:
+        """Look for these."""
+        self._tags = np.array(sorted(tags), np.uint32)
+        self._at = _address(self._tags.data.cast("B")) if len(tags) else 0
+
+    def scan(
+        self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool
+    ) -> list[tuple[int, str, int, int]] | None:
+        """Return tag, VR ("" where implicit), offset and length of what is there; None where C gives up."""
+        if _library is None:
+            return None
+        found = np.empty((len(self._tags), 4), np.int64)
+        number = _library.dicom_node_scan(
+            *(_address(view), len(view), is_implicit, self._at, len(self._tags)),
+            *(stop_at, is_whole, found.ctypes.data),
+        )
+        if number < 0:
+            return None
+        return [
+            (tag, chr(vr & 0xFF) + chr(vr >> 8) if vr else "", offset, length)
+            for tag, vr, offset, length in found[:number].tolist()
+        ]

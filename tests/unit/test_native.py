@@ -1,0 +1,123 @@
+"""What C does is what Python does, and where C gives up Python goes on: both read the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pydicom.data
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dicom_node import native
+from dicom_node.elements import PIXEL_DATA, NotUnderstood, scan
+from tests.datasets import EXPLICIT, IMPLICIT, ct, encoded
+from tests.unit.test_elements import ALL, nested, places
+
+WANTED = frozenset([*ALL, 0x00080016, 0x00080018, 0x0020000D, 0x7FE00008])
+BEGINNINGS = [
+    (encoded(nested(depth, wide), syntax), syntax == IMPLICIT)
+    for syntax in (IMPLICIT, EXPLICIT)
+    for depth, wide in ((0, True), (2, True), (2, False), (70, True))
+]
+FILES = sorted(Path(pydicom.data.__file__).parent.joinpath("test_files").rglob("*.dcm"))
+
+if not native.is_there:
+    pytest.skip("installed without a C compiler", allow_module_level=True)
+
+
+def python(view, is_implicit, wanted, stop_at, is_whole):
+    """Return what Python finds; None where it finds that something is wrong."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_library", None)
+        try:
+            return scan(view, is_implicit, wanted, stop_at, is_whole=is_whole)
+        except NotUnderstood:
+            return None
+
+
+def c(view, is_implicit, wanted, stop_at, is_whole):
+    """Return what C finds; None where it gives up."""
+    found = native.Wanted(wanted).scan(view, is_implicit, stop_at, is_whole=is_whole)
+    return None if found is None else {tag: tuple(place) for tag, *place in found}
+
+
+def test_c_finds_what_python_finds_in_all_files_of_pydicom():
+    compared = given_up = 0
+    for path in FILES:
+        if (known := places(path)) is None:
+            continue
+        data, is_implicit, _ = known
+        for stop_at, is_whole in ((PIXEL_DATA, True), (1 << 32, True), (0x7FE00000, False)):
+            expected = python(data, is_implicit, WANTED, stop_at, is_whole)
+            found = c(data, is_implicit, WANTED, stop_at, is_whole)
+            compared += 1
+            given_up += found is None and expected is not None
+            assert found is None or found == expected, path.name
+    assert compared >= 180
+    assert given_up == 0
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    which=st.sampled_from(BEGINNINGS),
+    changes=st.lists(
+        st.tuples(st.integers(0, 1 << 12), st.sampled_from([0, 1, 0x7F, 0xFE, 0xFF, 0x53, 0x51])), max_size=6
+    ),
+    cut=st.integers(0, 1 << 12),
+    stop_at=st.sampled_from([PIXEL_DATA, 0x7FE00000, 1 << 32]),
+    is_whole=st.booleans(),
+    other=st.booleans(),
+)
+def test_whatever_the_bytes_c_finds_the_same_or_gives_up(which, changes, cut, stop_at, is_whole, other):
+    data, is_implicit = bytearray(which[0]), which[1] != other
+    for at, value in changes:
+        data[at % len(data)] = value
+    view = data[: max(0, len(data) - cut)]
+
+    found = c(view, is_implicit, WANTED, stop_at, is_whole)
+
+    assert found is None or found == python(view, is_implicit, WANTED, stop_at, is_whole)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300), st.booleans())
+def test_noise_is_given_up_or_read_as_python_reads_it(noise, is_implicit):
+    found = c(noise, is_implicit, WANTED, PIXEL_DATA, True)
+
+    assert found is None or found == python(noise, is_implicit, WANTED, PIXEL_DATA, True)
+
+
+def test_bytes_that_may_not_be_written_to_are_read_where_they_lie():
+    data = encoded(ct(7), EXPLICIT)
+
+    assert c(memoryview(data), False, ALL, PIXEL_DATA, True) == python(data, False, ALL, PIXEL_DATA, True)
+
+
+def test_without_the_library_the_package_is_the_same():
+    """The switch that whoever mistrusts C would use; what it is for is in the README."""
+    program = "from dicom_node import native; print(native.is_there)"
+    environment = {**os.environ, "DICOM_NODE_NATIVE": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(("compiler", "reason"), [("/nonexistent/cc", "cannot be run"), ("false", "failed")])
+def test_a_compiler_that_does_not_work_is_said_and_leaves_no_library(tmp_path, compiler, reason):
+    folder = tmp_path / "native"
+    folder.mkdir()
+    for name in ("build.py", "receive.c", "scan.c"):
+        (folder / name).write_bytes(Path(native.__file__).with_name(name).read_bytes())
+    (folder / "library.so").write_bytes(b"of an earlier version")
+
+    done = subprocess.run(
+        [sys.executable, folder / "build.py"], env={**os.environ, "CC": compiler}, capture_output=True, text=True
+    )
+
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert not list(folder.glob("library*"))
