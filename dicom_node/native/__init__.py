@@ -64,6 +64,8 @@ def _load() -> ctypes.CDLL | None:
 
 
 _Byte = ctypes.c_char
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_VRS = {ord(first) | ord(second) << 8: first + second for first in _LETTERS for second in _LETTERS}
 _library = _load()
 is_there = _library is not None
 
@@ -152,6 +154,7 @@ class Wanted:
         """Look for these."""
         self._tags = np.array(sorted(tags), np.uint32)
         self._at = _address(self._tags.data.cast("B")) if len(tags) else 0
+        self._found = ctypes.c_int64 * (4 * len(tags))  # a place for each, made anew for each scan
 
     def scan(
         self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool
@@ -159,14 +162,13 @@ class Wanted:
         """Return tag, VR ("" where implicit), offset and length of what is there; None where C gives up."""
         if _library is None:
             return None
-        found = np.empty((len(self._tags), 4), np.int64)
+        found = self._found()
         number = _library.dicom_node_scan(
             *(_address(view), len(view), is_implicit, self._at, len(self._tags)),
-            *(stop_at, is_whole, found.ctypes.data),
+            *(stop_at, is_whole, found),
         )
         if number < 0:
             return None
-        return [
-            (tag, chr(vr & 0xFF) + chr(vr >> 8) if vr else "", offset, length)
-            for tag, vr, offset, length in found[:number].tolist()
-        ]
+        numbers = iter(found[: 4 * number])
+        places = zip(numbers, numbers, numbers, numbers, strict=True)
+        return [(tag, _VRS.get(vr, ""), offset, length) for tag, vr, offset, length in places]
