@@ -24,7 +24,7 @@ _P_DATA_TF = 0x04
 _COMMAND, _LAST = 0x01, 0x02  # message control header (PS3.8 Annex E.2)
 _C_STORE_RQ, _C_STORE_RSP, _NO_DATA_SET = 0x0001, 0x8001, 0x0101  # PS3.7 Annex E.1
 LONGEST_COMMAND = 1 << 16  # bytes, in however many fragments; a C-STORE request has some 200
-_PIECE = 1 << 18  # bytes after which is looked at what has come, while the peer sends more
+_PIECE = 1 << 18  # bytes after which is looked at what has come, where every fragment comes here anyway
 _PDU_HEAD = struct.Struct(">BxL")
 _PDV_HEAD = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")
@@ -134,6 +134,7 @@ class Inflow:
             self._flow = native.Flow(
                 connection, longest_pdu=longest_pdu, timeout=timeout, longest_command=LONGEST_COMMAND
             )
+        self._answer = b""  # to the message before, to be sent before anything else
         self._ahead = b""  # of the next message, read already
         self._memory = memory()
         self._command_piece = memoryview(bytearray(LONGEST_COMMAND))
@@ -151,7 +152,11 @@ class Inflow:
             if handed_on := self._message():
                 ahead, self._ahead = self._ahead, b""
                 return handed_on + ahead
-            if not self._in_pdu and (until() or not self._comes(linger)):
+            if self._in_pdu or until():
+                self._send()
+                if not self._in_pdu:
+                    return b""
+            elif not self._comes(linger):
                 return b""
 
     def _message(self) -> bytes:
@@ -177,7 +182,7 @@ class Inflow:
         except BaseException:
             taking.abandon()
             raise
-        self._send(response(context_id, request, taking.answer()))
+        self._answer = response(context_id, request, taking.answer())
         return b""
 
     def _command(self, read: bytearray) -> tuple[int, bytes]:
@@ -295,17 +300,20 @@ class Inflow:
                 raise Broken("the peer has gone")
             piece = piece[got:]
 
-    def _send(self, content: bytes) -> None:
+    def _send(self) -> None:
+        answer, self._answer = self._answer, b""
         try:
-            self._connection.sendall(content)
+            self._connection.sendall(answer)
         except OSError as error:
             raise Broken(type(error).__name__) from error
 
     def _comes(self, seconds: float) -> bool:
-        """Return whether another message begins within `seconds`; its beginning may have been read then."""
+        """Answer the message before; return whether another begins within `seconds`. Its beginning may be read then."""
         if self._flow is None:
+            self._send()
             return self._is_readable(seconds)
-        beginning = self._flow.beginning(seconds)
+        answer, self._answer = self._answer, b""
+        beginning = self._flow.exchange(answer, seconds)
         if beginning is None:
             raise Broken("the peer has gone")
         self._ahead = beginning

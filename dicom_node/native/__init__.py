@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-_VERSION = 1  # of the library that these declarations fit
+_VERSION = 2  # of the library that these declarations fit
 _LIBRARY = Path(__file__).with_name("library.so")
 _OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
 GONE, LATE, VIOLATION, PROGRESS, FULL, WHOLE = -1, -2, -3, 0, 1, 2
-_ENOUGH = 1 << 18  # bytes after which `fragments` returns, so that they are looked at while more come
 
 Bytes = bytes | bytearray | memoryview
 
@@ -52,9 +51,9 @@ def _load() -> ctypes.CDLL | None:
     except (OSError, AttributeError):
         return None
     address, size = ctypes.c_void_p, ctypes.c_size_t
-    library.dicom_node_beginning.argtypes = [ctypes.c_int, ctypes.c_int, address, size]
-    library.dicom_node_beginning.restype = ctypes.c_ssize_t
-    library.dicom_node_fragments.argtypes = [address, address, size, size, address]
+    library.dicom_node_exchange.argtypes = [ctypes.c_int, address, size, ctypes.c_int, address, size]
+    library.dicom_node_exchange.restype = ctypes.c_ssize_t
+    library.dicom_node_fragments.argtypes = [address, address, size, address]
     library.dicom_node_land.argtypes = [ctypes.c_int, address, size]
     library.dicom_node_scan.argtypes = [
         *(address, ctypes.c_uint64, ctypes.c_int),
@@ -99,13 +98,14 @@ class Flow:
         self._ahead = bytearray(longest_command)
         self._ahead_at = _address(self._ahead)
 
-    def beginning(self, seconds: float) -> bytes | None:
-        """Return the beginning of the next message, its first fragment at most, if it comes within `seconds`.
+    def exchange(self, answer: bytes, seconds: float) -> bytes | None:
+        """Send `answer`; return the beginning of the next message, its first fragment at most, if it comes in time.
 
-        Empty where nothing came, None where the connection has ended.
+        Empty where nothing comes within `seconds`, None where the connection has ended.
         """
-        got = self._library.dicom_node_beginning(
-            self._connection.fileno(), int(seconds * 1000), self._ahead_at, len(self._ahead)
+        got = self._library.dicom_node_exchange(
+            *(self._connection.fileno(), answer, len(answer)),
+            *(int(seconds * 1000), self._ahead_at, len(self._ahead)),
         )
         return None if got < 0 else bytes(memoryview(self._ahead)[:got])
 
@@ -119,11 +119,10 @@ class Flow:
     def fragments(self, room: memoryview, filled: int) -> tuple[int, int]:
         """Read fragments of the data set into `room` from `filled` on; return why it stopped, and what is filled now.
 
-        WHOLE: the data set is; FULL: the room is, or there is enough to look at; PROGRESS: a second has passed; else
-        the connection is of no more use.
+        WHOLE: the data set is; FULL: the room is; PROGRESS: a second has passed; else the connection is of no more use.
         """
         self._filled.value = filled
-        reason = self._library.dicom_node_fragments(self._at, _address(room), len(room), _ENOUGH, self._filled_at)
+        reason = self._library.dicom_node_fragments(self._at, _address(room), len(room), self._filled_at)
         return reason, self._filled.value
 
     @property

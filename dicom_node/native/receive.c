@@ -19,7 +19,7 @@
 enum { P_DATA_TF = 0x04, PDU_HEAD = 6, PDV_HEAD = 6, COMMAND = 1, LAST = 2, BLOCK = 4096 }; /* PS3.8 9.3.5, E.2 */
 enum { GONE = -1, LATE = -2, VIOLATION = -3, PROGRESS = 0, FULL = 1, WHOLE = 2 };
 
-int dicom_node_version(void) { return 1; } /* changes with any argument or field: Python asks before it calls */
+int dicom_node_version(void) { return 2; } /* changes with any argument or field: Python asks before it calls */
 
 static int64_t now(void) {
     struct timespec at;
@@ -37,10 +37,16 @@ static ssize_t read_all(int connection, void *into, size_t size) {
     return got;
 }
 
-/* Read the beginning of the next message, if it comes within so many milliseconds: the head of a PDU and, where that
-   is a P-DATA-TF with a fragment of a command set that fits, that fragment. Return how many bytes there are; 0 where
-   none came in time, -1 where there will be none. */
-ssize_t dicom_node_beginning(int connection, int milliseconds, uint8_t *into, size_t size) {
+/* Answer the message before, and read the beginning of the next, if it comes within so many milliseconds: the head of
+   a PDU and, where that is a P-DATA-TF with a fragment of a command set that fits, that fragment. Return how many bytes
+   there are; 0 where none came in time, -1 where there will be none. */
+ssize_t dicom_node_exchange(int connection, const uint8_t *answer, size_t length, int milliseconds, uint8_t *into,
+                            size_t size) {
+    for (ssize_t sent; length; answer += sent, length -= (size_t)sent) {
+        do sent = send(connection, answer, length, MSG_NOSIGNAL); while (sent < 0 && errno == EINTR);
+        if (sent < 0)
+            return -1;
+    }
     struct pollfd waiting = {.fd = connection, .events = POLLIN};
     int ready;
     do ready = poll(&waiting, 1, milliseconds); while (ready < 0 && errno == EINTR);
@@ -56,10 +62,10 @@ ssize_t dicom_node_beginning(int connection, int milliseconds, uint8_t *into, si
     if (more < PDV_HEAD)
         return got + (more > 0 ? more : 0);
     got += more;
-    uint32_t length = big_endian(into + PDU_HEAD);
-    if (length < 2 || length > in_pdu - 4 || length - 2 > size - (size_t)got || !(into[got - 1] & COMMAND))
+    uint32_t value = big_endian(into + PDU_HEAD);
+    if (value < 2 || value > in_pdu - 4 || value - 2 > size - (size_t)got || !(into[got - 1] & COMMAND))
         return got;
-    more = length > 2 ? read_all(connection, into + got, length - 2) : 0;
+    more = value > 2 ? read_all(connection, into + got, value - 2) : 0;
     return got + (more > 0 ? more : 0);
 }
 
@@ -127,16 +133,14 @@ static int begin_fragment(struct flow *flow) {
 }
 
 /* Read the fragments of a data set into `room` from `*filled` on, side by side. Return WHOLE at its end, FULL where
-   the room is or where `enough` bytes have come, PROGRESS where this has taken a second, or GONE, LATE, VIOLATION. */
-int dicom_node_fragments(struct flow *flow, uint8_t *room, size_t size, size_t enough, size_t *filled) {
+   the room is, PROGRESS where this has taken a second, or GONE, LATE, VIOLATION. */
+int dicom_node_fragments(struct flow *flow, uint8_t *room, size_t size, size_t *filled) {
     int64_t until = now() + 1000000000LL;
     for (;;) {
         int wrong = 0;
         if (!flow->left) {
             if (flow->is_last)
                 return WHOLE;
-            if (*filled >= enough)
-                return FULL;
             if (flow->has < PDV_HEAD)
                 wrong = fill(flow, room, 0, next_head(flow));
             if (!wrong)
