@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from dicom_node import heap
+from dicom_node import native
 from dicom_node.assembler import Assembler
 from dicom_node.audit import Audit
 from dicom_node.broker import answers, prepare_embedded, wait_until_ready
@@ -93,6 +94,10 @@ class Node:
         self._recorder.start()
         if not self._settings.node.broker:
             self._start_children()
+        if not native.is_there:
+            log.info(
+                "native.absent", reason="installed without a C compiler, or DICOM_NODE_NATIVE=0: receiving is slower"
+            )
         port = self._scp.start()
         self._promising.start()
         self._start_web()
