@@ -14,8 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from dicom_node import heap
-from dicom_node import native
+from dicom_node import heap, native
 from dicom_node.assembler import Assembler
 from dicom_node.audit import Audit
 from dicom_node.broker import answers, prepare_embedded, wait_until_ready
