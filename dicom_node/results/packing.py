@@ -29,27 +29,26 @@ _TOGETHER = 8  # frames of any size that are whole bytes together
 
 def extents(plane: Plane) -> dict[int, Extent]:
     """Return for each value but 0 of a plane where it is."""
-    filled = np.flatnonzero(plane.any(axis=1))
-    if not len(filled):
+    if not plane.any():
         return {}
-    top, part = int(filled[0]), plane[filled[0] : filled[-1] + 1]
-    rows, starts = _runs(part)
-    values = part.ravel()[starts]
-    pixels = np.bincount(values, np.diff(starts, append=part.size))
-    first = dict(zip(values[::-1].tolist(), rows[::-1].tolist(), strict=True))  # of several the last one counts
-    last = dict(zip(values.tolist(), rows.tolist(), strict=True))
-    return {
-        value: Extent(top + first[value], top + last[value] + 1, int(pixels[value])) for value in sorted(first) if value
-    }
+    starts = _starts(plane)
+    values, rows = plane.ravel()[starts], starts // plane.shape[1]
+    pixels = np.bincount(values, np.diff(starts, append=plane.size)).astype(np.intp)
+    pixels[0] = 0
+    first, after = np.empty_like(pixels), np.empty_like(pixels)
+    first[values[::-1]], after[values] = rows[::-1], rows + 1  # of several the last one counts
+    found = np.flatnonzero(pixels)
+    where = zip(*(each[found].tolist() for each in (first, after, pixels)), strict=True)
+    return {value: Extent(*each) for value, each in zip(found.tolist(), where, strict=True)}
 
 
-def _runs(plane: Plane) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the row and the flat index at which each run of one value starts; no run crosses a row's end."""
-    is_start = np.empty(plane.shape, bool)
-    is_start[:, 0] = True
-    np.not_equal(plane[:, 1:], plane[:, :-1], out=is_start[:, 1:])
-    starts = np.flatnonzero(is_start)
-    return starts // plane.shape[1], starts
+def _starts(plane: Plane) -> npt.NDArray[np.intp]:
+    """Return the flat index at which each run of one value starts; no run crosses a row's end."""
+    flat = plane.ravel()
+    is_start = np.empty(flat.size, bool)
+    np.not_equal(flat[1:], flat[:-1], out=is_start[1:])
+    is_start[:: plane.shape[1]] = True
+    return np.flatnonzero(is_start)
 
 
 # -- bits ---------------------------------------------------------------------------------------------------------
@@ -102,13 +101,18 @@ def fragments(frames: Sequence[bytes]) -> list[bytes]:
 # -- run lengths --------------------------------------------------------------------------------------------------
 
 
-def run_lengths(plane: Plane) -> bytes:
+def run_lengths(plane: Plane, table: Plane | None = None) -> bytes:
     """Return a plane of one or two bytes a pixel in run lengths, high bytes first (PS3.5 Annex G).
 
-    A run is written as a run even if it is of one pixel: right for masks, wasteful for noise.
+    With a table, of shape `(values,)`, it is that of what the plane's values stand for there, which is looked up once
+    for each run. A run is written as a run even if it is of one pixel: right for masks, wasteful for noise.
     """
-    of_bytes = [plane.astype(np.uint8)] if plane.dtype.itemsize == 1 else [(plane >> 8).astype(np.uint8), plane]
-    segments = [_packed_runs(each.astype(np.uint8, copy=False)) for each in of_bytes]
+    starts = _starts(plane)
+    values = plane.ravel()[starts]
+    if table is not None:
+        values = table[values]
+    of_bytes = [values] if values.dtype.itemsize == 1 else [values >> 8, values & 0xFF]
+    segments = [_packed_runs(each.astype(np.uint8, copy=False), starts, plane) for each in of_bytes]
     offsets = [64]
     for segment in segments[:-1]:
         offsets.append(offsets[-1] + len(segment))
@@ -116,9 +120,14 @@ def run_lengths(plane: Plane) -> bytes:
     return b"".join([head, *segments])
 
 
-def _packed_runs(plane: npt.NDArray[np.uint8]) -> bytes:
-    """Return one RLE segment: for each run of up to 128 a pair of bytes, for one pixel (0, value)."""
-    _, starts = _runs(plane)
+def _packed_runs(values: npt.NDArray[np.uint8], starts: npt.NDArray[np.intp], plane: Plane) -> bytes:
+    """Return one RLE segment: for each run of up to 128 a pair of bytes, for one pixel (0, value).
+
+    `values` are those of a plane from each of `starts` to the next; neighbours that are the same are one run.
+    """
+    is_start = starts % plane.shape[1] == 0
+    is_start[1:] |= values[1:] != values[:-1]
+    starts, values = starts[is_start], values[is_start]
     lengths = np.diff(starts, append=plane.size)
     pieces = -(-lengths // _LONGEST_RUN)
     counts = np.full(int(pieces.sum()), _LONGEST_RUN)
@@ -126,5 +135,5 @@ def _packed_runs(plane: npt.NDArray[np.uint8]) -> bytes:
     counts[ends] = lengths - (pieces - 1) * _LONGEST_RUN
     pairs = np.empty((len(counts), 2), np.uint8)
     pairs[:, 0] = (257 - counts) & 0xFF  # -(count - 1) in two's complement; 0 says one literal byte
-    pairs[:, 1] = np.repeat(plane.ravel()[starts], pieces)
+    pairs[:, 1] = np.repeat(values, pieces)
     return pairs.tobytes()

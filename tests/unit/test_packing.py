@@ -65,3 +65,36 @@ def test_a_run_ends_with_its_row():
     encoded = run_lengths(np.full((3, 200), 7, np.uint8))
 
     assert encoded[64:] == bytes([257 - 128, 7, 257 - 72, 7]) * 3
+
+
+@pytest.mark.parametrize(("dtype", "highest"), [(np.uint8, 255), (np.uint16, 255), (np.uint16, 1000)])
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 1000)])
+def test_run_lengths_through_a_table_are_those_of_what_it_makes(shape, dtype, highest):
+    """Values that become the same are one run; so are two-byte values that have one of their bytes in common."""
+    table = np.zeros(np.iinfo(dtype).max + 1, np.uint8 if highest <= 255 else np.uint16)
+    table[[1, 2, 3]] = highest, highest, highest - 256 if highest > 255 else 7
+
+    for plane in labels(shape, dtype=dtype):
+        encoded = run_lengths(plane, table)
+
+        assert encoded == run_lengths(table[plane])
+        decoded = _rle_decode_frame(encoded, *shape, 1, 8 * table.itemsize)
+        assert np.array_equal(np.frombuffer(decoded, table.dtype).reshape(shape), table[plane])
+
+
+def test_neighbours_that_a_table_makes_the_same_are_one_run():
+    table = np.zeros(256, np.uint8)
+    table[[1, 2]] = 9
+
+    encoded = run_lengths(np.array([[1, 2, 1, 3, 0, 2]], np.uint8), table)
+
+    assert encoded[64:] == bytes([257 - 3, 9, 257 - 2, 0, 0, 9])
+
+
+def test_planes_that_are_a_part_of_an_array_are_packed_as_they_look():
+    whole = labels((40, 60))
+    part = whole[:, 3:33:2, 50:10:-3]
+
+    for plane in part:
+        assert run_lengths(plane) == run_lengths(plane.copy())
+        assert extents(plane) == extents(plane.copy())
