@@ -75,7 +75,12 @@ class Images(Lazy):
         """Take the source's headers; `stated` is the first of them in UTF-8."""
         super().__init__(len(originals), {0: _filled(_shallow(stated), thickness)})
         self._originals = originals
+        self._stated = stated
         self._thickness = thickness
+
+    def original(self, number: int) -> Dataset:
+        """Return a header as the source has it, which costs nothing: for a look at it, never for highdicom."""
+        return self._originals[number] if number else self._stated
 
     def make(self, number: int) -> Dataset:
         """Make the source's header ready."""

@@ -37,16 +37,22 @@ _VARYING = ("DimensionIndexValues", "ImagePositionPatient", "ReferencedSOPInstan
 
 
 def is_series_of_planes(headers: Headers) -> bool:
-    """Return whether each image is one plane in the patient, of one class, size and direction."""
-    different = {_sameness(headers.images[number]) for number in {each.like for each in headers.instances}}
-    return len(headers.instances) >= _MANY and len(different) == 1 and "" not in different.pop()
+    """Return whether each image is one plane in the patient, of one class, size and direction.
+
+    The source's own headers are looked at, for none has to be made ready for that. Ready, all have the direction of the
+    first (`Images`), and a frame of reference of the same name where none states one.
+    """
+    if len(headers.instances) < _MANY or not headers.images[0].get("ImageOrientationPatient"):
+        return False
+    different = {_sameness(headers.images.original(number)) for number in {each.like for each in headers.instances}}
+    return len(different) == 1 and None not in different
 
 
-def _sameness(image: Dataset) -> tuple[str, ...]:
-    keywords = ("SOPClassUID", "FrameOfReferenceUID", "Rows", "Columns", "ImageOrientationPatient")
-    frames = str(image.get("NumberOfFrames") or 1)
-    place = "placed" if "ImagePositionPatient" in image else ""
-    return (*(str(image.get(keyword) or "") for keyword in keywords), place, "1" if frames == "1" else "")
+def _sameness(image: Dataset) -> tuple[str, ...] | None:
+    """Return what must be the same in all; None where that is not stated, or there is no place or more than a frame."""
+    stated = tuple(str(image.get(keyword) or "") for keyword in ("SOPClassUID", "Rows", "Columns"))
+    is_plane = "ImagePositionPatient" in image and str(image.get("NumberOfFrames") or 1) == "1"
+    return (*stated, str(image.get("FrameOfReferenceUID") or "")) if is_plane and all(stated) else None
 
 
 _NOWHERE = Extent(0, 0, 0)
@@ -87,7 +93,7 @@ def of_planes(planes: Planes, segments: Sequence[Segment], headers: Headers, see
     if made.SegmentationType == "LABELMAP":
         frames = [_Frame(plane, place) for place, plane in enumerate(used, start=1)]
         table = numbers(labels, segments)
-        items = fragments([run_lengths(table[labels[frame.plane]]) for frame in frames])
+        items = fragments([run_lengths(labels[frame.plane], table) for frame in frames])
         pixels = Pixels(lambda: items, sum(map(len, items)))
         made.file_meta.TransferSyntaxUID = RLELossless
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from io import BytesIO
 
@@ -13,7 +14,7 @@ from pydicom.uid import RLELossless
 from dicom_node.errors import ResultRefused
 from dicom_node.forms import Form
 from dicom_node.results import encode_all, planes, seg
-from dicom_node.results.header import prepared
+from dicom_node.results.header import Images, prepared
 from dicom_node.results.layers import Layers
 from dicom_node.selfcheck import require_sound
 from tests.conformance.cases import GEOMETRIES, context, encoded, make_case, manifest
@@ -143,6 +144,57 @@ def test_a_series_of_two_slices_is_left_to_highdicom(tmp_path):
 
     assert not planes.is_series_of_planes(prepared(of_the_first(2)))
     assert planes.is_series_of_planes(prepared(of_the_first(3)))
+
+
+def edited(source, edit):
+    """The source as if its headers had been edited, each known by itself alone."""
+    datasets = [deepcopy(dataset) for dataset in source.datasets]
+    for number, dataset in enumerate(datasets):
+        edit(number, dataset)
+    return replace(source, datasets=datasets, known=None)
+
+
+def test_no_header_is_made_ready_only_to_see_that_all_are_alike(tmp_path, monkeypatch):
+    headers = prepared(edited(make_case(tmp_path).volume.source, lambda number, dataset: None))
+    monkeypatch.setattr(Images, "make", lambda self, number: pytest.fail(f"header {number} is made ready"))
+
+    assert len(headers.instances) > 10
+    assert planes.is_series_of_planes(headers)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "expected"),
+    [
+        ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.4", False),
+        ("Rows", 7, False),
+        ("Columns", 7, False),
+        ("FrameOfReferenceUID", "1.2.3", False),
+        ("FrameOfReferenceUID", None, False),
+        ("NumberOfFrames", 2, False),
+        ("NumberOfFrames", 1, True),
+        ("ImagePositionPatient", None, False),
+        ("ImageOrientationPatient", [1, 0, 0, 0, 0.999999, 0.0001], True),  # rounding: all become the first's
+        ("SliceThickness", 7, True),
+    ],
+)
+def test_one_header_that_says_something_else(tmp_path, keyword, value, expected):
+    def edit(number, dataset):
+        if number != 2:
+            return
+        if value is None:
+            del dataset[keyword]
+        else:
+            setattr(dataset, keyword, value)
+
+    assert planes.is_series_of_planes(prepared(edited(make_case(tmp_path).volume.source, edit))) is expected
+
+
+@pytest.mark.parametrize(("keyword", "expected"), [("FrameOfReferenceUID", True), ("ImageOrientationPatient", False)])
+def test_what_no_header_says(tmp_path, keyword, expected):
+    def edit(number, dataset):
+        del dataset[keyword]
+
+    assert planes.is_series_of_planes(prepared(edited(make_case(tmp_path).volume.source, edit))) is expected
 
 
 def test_of_a_plain_series_only_the_headers_of_key_images_are_read(tmp_path, monkeypatch):
