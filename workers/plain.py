@@ -1,4 +1,4 @@
-"""Uncompressed images of one frame, read quickly: their headers by a scan, their pixels in one read.
+"""Images of one frame, uncompressed or in run lengths, read quickly: headers by a scan, pixels in one read.
 
 Images of a series say the same of nearly everything. Those whose bytes for all that matters are the same are read as
 pydicom reads the first of them, with the place, number and time of each; whatever is not understood is left to it.
@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from dicom_node.elements import PIXEL_DATA, CutOff, NotUnderstood, Place, scan
+from dicom_node.elements import PIXEL_DATA, UNDEFINED_LENGTH, CutOff, NotUnderstood, Place, scan
 from dicom_node.errors import InputRefused
+from dicom_node.runs import MOST_EXPANDED, unpacked
 from dicom_node.source import Instance, Lazy, instance_of
 from workers.slices import TRAITS, Slice, read_header, slices_of
 
@@ -30,6 +31,7 @@ _POSITION, _NUMBER, _TIME, _NAME = (
     int(tag_for_keyword(keyword) or 0)
     for keyword in ("ImagePositionPatient", "InstanceNumber", "AcquisitionTime", "SOPInstanceUID")
 )
+_ITEM = b"\xfe\xff\x00\xe0"
 _SAME = frozenset(
     # what is the same in all images that are read as the first of them
     int(tag_for_keyword(keyword) or 0)
@@ -47,6 +49,7 @@ _ROWS, _COLUMNS, _BITS, _SAMPLES, _FRAMES = (
     int(tag_for_keyword(keyword) or 0)
     for keyword in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames")
 )
+_OFFSETS = int(tag_for_keyword("ExtendedOffsetTable") or 0)
 _WANTED = _SAME | {_POSITION, _NUMBER, _TIME, _NAME, PIXEL_DATA}
 _TIME_TRAIT = [name for name, _ in TRAITS].index("AcquisitionTime")
 _decimals = re.compile(rb"[0-9.+\-eE ]+(\\[0-9.+\-eE ]+){2}").fullmatch
@@ -68,8 +71,14 @@ class Plain:
     position: tuple[float, float, float]
     instance_number: int
     acquisition_time: str
+    word: int  # bytes of a pixel
     offset: int
     length: int
+
+    @property
+    def is_packed(self) -> bool:
+        """Return whether its pixels are in run lengths: `offset` and `length` are those of the one fragment."""
+        return self.sameness[0] == RLELossless
 
 
 def glance(path: Path) -> Plain | None:
@@ -95,18 +104,20 @@ def _understood(head: bytes, size: int) -> Plain | None:
     view = memoryview(head)
     meta = scan(view[_META_HEAD:start], False, frozenset([_TRANSFER_SYNTAX]))
     syntax = _bytes(view[_META_HEAD:start], meta.get(_TRANSFER_SYNTAX)).rstrip(b"\0").decode("ascii")
-    if syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+    if syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless):
         return None
+    is_packed = syntax == RLELossless
     data = view[start:]
     found = scan(data, syntax == ImplicitVRLittleEndian, _WANTED, is_whole=len(head) >= size)
-    if PIXEL_DATA not in found or not _is_plain(data, found):
+    word, pixels = _pixels(data, found, is_packed)
+    if not word:
         return None
     own = [_bytes(data, found.get(tag)) for tag in (_POSITION, _NUMBER, _TIME, _NAME)]
     position, number, time, name = own
     if not (_decimals(position) and (not number or _integer(number)) and _time(time) and _uid(name)):
         return None
-    pixels = found[PIXEL_DATA]
-    if start + pixels.offset + pixels.length > size:
+    there = _fragment(data, found[PIXEL_DATA]) if is_packed else found[PIXEL_DATA]
+    if start + there.offset + there.length > size or pixels * word > MOST_EXPANDED * there.length:
         return None
     written = tuple(part.strip() for part in position.decode().split("\\"))
     x, y, z = (float(part) for part in written)
@@ -118,8 +129,9 @@ def _understood(head: bytes, size: int) -> Plain | None:
         position=(x, y, z),
         instance_number=int(number or 0),
         acquisition_time=time.decode().strip(),
-        offset=start + pixels.offset,
-        length=pixels.length,
+        word=word,
+        offset=start + there.offset,
+        length=there.length,
     )
 
 
@@ -127,32 +139,66 @@ def _bytes(data: memoryview, place: Place | None) -> bytes:
     return b"" if place is None else bytes(data[place.offset : place.offset + place.length])
 
 
-def _is_plain(data: memoryview, found: Mapping[int, Place]) -> bool:
-    """Return whether pixels are one frame of whole words, one sample each, and all there."""
+def _fragment(data: memoryview, pixels: Place) -> Place:
+    """Return the place of the first fragment, behind the table of offsets (PS3.5 A.4): that of the only frame.
+
+    Where there are more, the first is all that is needed, or too short to be understood.
+    """
+    table = _item(data, pixels.offset)
+    if bytes(data[table.offset : table.offset + table.length]) not in (b"", bytes(4)):
+        raise NotUnderstood("the only frame does not begin with the first fragment")
+    return _item(data, table.offset + table.length)
+
+
+def _item(data: memoryview, at: int) -> Place:
+    if len(data) < at + 8:
+        raise CutOff("the data set is cut off")
+    if data[at : at + 4] != _ITEM:
+        raise NotUnderstood("pixel data has something else than items")
+    return Place("", at + 8, int.from_bytes(data[at + 4 : at + 8], "little"))
+
+
+def _pixels(data: memoryview, found: Mapping[int, Place], is_packed: bool) -> tuple[int, int]:
+    """Return how many bytes a pixel has, and how many pixels there are.
+
+    (0, 0) where they are not one frame of whole words, one sample each, and all there.
+    """
 
     def number(tag: int) -> int:
         value = _bytes(data, found.get(tag))
         return int.from_bytes(value, "little") if len(value) == 2 else 0
 
-    size = number(_ROWS) * number(_COLUMNS) * number(_BITS) // 8
-    return (
+    pixels, word = number(_ROWS) * number(_COLUMNS), number(_BITS) // 8
+    is_plain = (
         number(_BITS) in (8, 16)
         and number(_SAMPLES) == 1
         and (_bytes(data, found.get(_FRAMES)) or b"1 ").strip() == b"1"
-        and size > 0
-        and found[PIXEL_DATA].length == size + size % 2
+        and pixels > 0
+        and PIXEL_DATA in found
+        and found[PIXEL_DATA].length == (UNDEFINED_LENGTH if is_packed else pixels * word + pixels * word % 2)
         and found[PIXEL_DATA].vr in ("", "OB", "OW")
+        and not (is_packed and _OFFSETS in found)
     )
+    return (word, pixels) if is_plain else (0, 0)
 
 
-def plain_words(path: Path, plain: Plain, shape: tuple[int, int]) -> npt.NDArray[np.unsignedinteger]:
-    """Return the words of a file's pixel data, of `shape`; raise InputRefused where it is not what it was."""
+def plain_words(path: Path, plain: Plain, shape: tuple[int, int]) -> npt.NDArray[np.unsignedinteger] | None:
+    """Return the words of a file's pixel data, of `shape`; None where pydicom must decode them.
+
+    Raises:
+        InputRefused: the file is not what it was.
+    """
+    pixels = shape[0] * shape[1]
     with path.open("rb", buffering=0) as file:
         data = os.pread(file.fileno(), plain.length, plain.offset)
-    words = plain.length // (shape[0] * shape[1])
     if len(data) < plain.length:
         raise InputRefused("an instance cannot be read: it has become shorter")
-    return np.frombuffer(data, f"<u{words}", count=shape[0] * shape[1]).reshape(shape)
+    if not plain.is_packed:
+        return np.frombuffer(data, f"<u{plain.word}", count=pixels).reshape(shape)
+    try:
+        return unpacked(data, pixels, plain.word).reshape(shape)
+    except NotUnderstood:
+        return None
 
 
 class Headers(Lazy):

@@ -150,8 +150,10 @@ def _decoded(
         plain = glances[number]
         table = None if plain is None else tables.of(slices[indices[0]], factors[number])
         if plain is not None and table is not None:
-            values[indices[0]] = table.take(plain_words(paths[number], plain, slices[indices[0]].shape))
-            return
+            words = plain_words(paths[number], plain, slices[indices[0]].shape)
+            if words is not None:
+                values[indices[0]] = table.take(words)
+                return
         frames = [slices[index].frame_number - 1 for index in indices]
         if int(headers[number].get("SamplesPerPixel") or 1) != 1:
             raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
@@ -163,12 +165,17 @@ def _decoded(
         with Decoders(count) as decode, ThreadPoolExecutor(count) as askers:
             list(askers.map(lambda item: fill(item, decode), pieces))
     # two threads that decode only wait for one another, at twice the price
-    is_alone = {number: glances[number] is None and not lets_others_run(headers[number]) for number in by_instance}
+    is_alone = {number: _is_alone(glances[number], headers, number) for number in by_instance}
     list(pool.map(lambda item: fill(item, decoded), [item for item in by_instance.items() if not is_alone[item[0]]]))
     for item in by_instance.items():
         if is_alone[item[0]]:
             fill(item, decoded)
     return made
+
+
+def _is_alone(plain: Plain | None, headers: Headers, number: int) -> bool:
+    """Return whether other threads wait while the pixels of an image are decoded."""
+    return not lets_others_run(headers[number]) if plain is None else plain.is_packed
 
 
 def _parts(indices: list[int]) -> Iterator[list[int]]:

@@ -7,12 +7,14 @@ import random
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import RLELossless
 
 from dicom_node.decoders import meaning_of_words
 from dicom_node.demo.phantom import make_thorax, write_series
 from dicom_node.errors import InputRefused
 from dicom_node.manifest import InputSlot
+from dicom_node.results.packing import run_lengths
 from tests.conformance.cases import GEOMETRIES, SMALL
 from tests.datasets import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, ct, write
 from workers import volume
@@ -64,7 +66,21 @@ def test_a_volume_is_the_same_in_every_geometry(tmp_path, monkeypatch, geometry)
     assert np.array_equal(made.to_source(made.grid.values), phantom.hu[numbers])
 
 
-@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def packed(dataset, frames=None):
+    """The dataset in run lengths; its frames other ones, where there are any."""
+    if frames is None:
+        words = np.frombuffer(dataset.PixelData, f"<u{dataset.BitsAllocated // 8}")
+        frames = [run_lengths(words.reshape(dataset.Rows, dataset.Columns))]
+    dataset.PixelData = encapsulate(frames)
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    return dataset
+
+
+def packed_series(folder, edit=lambda number, dataset: None, slices=6):
+    return series(folder, lambda number, dataset: edit(number, packed(dataset)), RLELossless, slices)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, RLELossless])
 @pytest.mark.parametrize(
     ("allocated", "stored", "high"), [(16, 16, 15), (16, 12, 11), (16, 10, 9), (16, 15, 14), (8, 8, 7), (8, 5, 4)]
 )
@@ -75,6 +91,8 @@ def test_values_are_the_same_whatever_their_bits(tmp_path, monkeypatch, syntax, 
         dataset.PixelRepresentation = signed
         dataset.PixelData = dataset.PixelData[: 256 * allocated // 8]
         dataset["PixelData"].VR = "OW" if allocated > 8 or syntax == IMPLICIT else "OB"
+        if syntax == RLELossless:
+            packed(dataset)
 
     both(monkeypatch, series(tmp_path, edit, syntax))
 
@@ -126,9 +144,7 @@ def test_acquisitions_are_told_apart_on_either_way(tmp_path, monkeypatch):
 
 def test_files_that_are_not_understood_are_read_among_the_others(tmp_path, monkeypatch):
     paths = series(tmp_path)
-    dataset = dcmread(paths[2])
-    dataset.compress(RLELossless)
-    dataset.save_as(paths[2])
+    write(dcmread(paths[2]), paths[2], DEFLATED)
     assert [glance(path) is None for path in paths].count(True) == 1
 
     monkeypatch.setattr(volume, "glance", lambda path, look=glance: look(path))
@@ -162,6 +178,129 @@ def test_other_images_are_left_to_pydicom(tmp_path, edit):
     assert glance(write(dataset, tmp_path / "other.dcm")) is None
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (13, 15), (64, 600)])
+@pytest.mark.parametrize("syntax", [EXPLICIT, RLELossless])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_values_are_the_same_whatever_the_size_of_an_image(tmp_path, monkeypatch, size, syntax, bits):
+    def edit(number, dataset):
+        dataset.Rows, dataset.Columns = size
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+        words = CHANCE.integers(0, 1 << bits, size).astype(f"<u{bits // 8}")
+        dataset.PixelData = words.tobytes() + b"\7" * (words.nbytes % 2)  # what pads it may be anything
+        dataset["PixelData"].VR = "OW" if bits > 8 else "OB"
+        if syntax == RLELossless:
+            packed(dataset, [run_lengths(words)])
+
+    both(monkeypatch, series(tmp_path, edit, syntax))
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+def test_run_lengths_as_pydicom_writes_them(tmp_path, monkeypatch, padding):
+    def edit(number, dataset):
+        if padding is not None:
+            dataset.add_new("PixelPaddingValue", "SS", padding)
+
+    paths = series(tmp_path, edit)
+    for path in paths:
+        dataset = dcmread(path)
+        dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+        dataset.save_as(path)
+
+    both(monkeypatch, paths)
+
+
+def test_run_lengths_and_others_are_one_series(tmp_path, monkeypatch):
+    paths = series(tmp_path)
+    for path in paths[::2]:
+        dataset = packed(dcmread(path))
+        dataset.file_meta.TransferSyntaxUID = RLELossless
+        dataset.save_as(path)
+
+    both(monkeypatch, paths)
+
+
+def item(content):
+    return b"\xfe\xff\x00\xe0" + len(content).to_bytes(4, "little") + content
+
+
+def after(dataset, *items):
+    """The dataset with other items in its pixel data, then the delimiter."""
+    dataset.PixelData = b"".join(items)
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    return dataset
+
+
+FRAME = run_lengths(np.arange(256, dtype="<u2").reshape(16, 16))
+
+
+@pytest.mark.filterwarnings("ignore:The decoded RLE segment")
+@pytest.mark.parametrize(
+    "items",
+    [
+        pytest.param([item(bytes(4)), item(FRAME)], id="an offset"),
+        pytest.param([item(b""), item(FRAME)], id="no offset"),
+        pytest.param([item(b""), item(FRAME + bytes(40))], id="more than the image"),
+    ],
+)
+def test_a_fragment_is_found_behind_every_table(tmp_path, monkeypatch, items):
+    made = both(monkeypatch, series(tmp_path, lambda number, dataset: after(dataset, *items), RLELossless))
+
+    assert np.array_equal(made.grid.values[0], np.arange(256).reshape(16, 16) + float(ct(1).RescaleIntercept))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        pytest.param([item(b""), item(FRAME[:80]), item(FRAME[80:])], id="two fragments"),
+        pytest.param([item(b""), item(FRAME[:200])], id="too short"),
+        pytest.param([item(b""), item(b"\3" + FRAME[1:])], id="three segments"),
+        pytest.param([item(b""), item(b"")], id="nothing"),
+        pytest.param([item(b"")], id="no fragment"),
+        pytest.param([item(bytes(8)), item(FRAME)], id="two offsets"),
+        pytest.param([item(bytes([2, 0, 0, 0])), item(FRAME)], id="another offset"),
+    ],
+)
+def test_fragments_that_are_not_understood_get_the_answer_of_pydicom(tmp_path, monkeypatch, items):
+    def edit(number, dataset):
+        if number == 2:
+            after(dataset, *items)
+
+    paths = packed_series(tmp_path, edit)
+
+    assert_same_answer(monkeypatch, paths)
+
+
+def assert_same_answer(monkeypatch, paths):
+    answers = []
+    for look in (glance, lambda path: None):
+        monkeypatch.setattr(volume, "glance", look)
+        try:
+            made = load(paths)
+            answers.append((made.grid.values.tobytes(), made.grid.origins.tolist(), made.notes))
+        except Exception as error:
+            answers.append((type(error), str(error)))
+    assert answers[0] == answers[1]
+
+
+def test_frames_with_an_extended_table_of_offsets_are_left_to_pydicom(tmp_path):
+    dataset = packed(ct(1))
+    assert glance(write(dataset, tmp_path / "basic.dcm", RLELossless)) is not None
+    dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulate_extended([FRAME])
+
+    assert glance(write(dataset, tmp_path / "extended.dcm", RLELossless)) is None
+
+
+def test_an_image_that_its_fragment_cannot_be_is_not_made_room_for(tmp_path):
+    """A byte stands for 64 at most; what claims more is refused as it is for every file, before there is room."""
+    small, large = packed(ct(1)), packed(ct(2))
+    large.Rows = large.Columns = 65535
+    paths = [write(each, tmp_path / f"{each.InstanceNumber}.dcm", RLELossless) for each in (small, large)]
+
+    assert [glance(path) is None for path in paths] == [False, True]
+    with pytest.raises(InputRefused, match="more than a file of"):
+        load(paths)
+
+
 def test_a_file_that_ends_early_is_refused_as_ever(tmp_path):
     paths = series(tmp_path)
     paths[1].write_bytes(paths[1].read_bytes()[:-10])
@@ -171,26 +310,29 @@ def test_a_file_that_ends_early_is_refused_as_ever(tmp_path):
         load(paths)
 
 
-def test_whatever_the_bytes_both_ways_say_the_same_or_refuse(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cut", [2, 4, 8, 10, 300])
+def test_run_lengths_that_end_early_get_the_answer_of_pydicom(tmp_path, monkeypatch, cut):
+    paths = packed_series(tmp_path)
+    paths[1].write_bytes(paths[1].read_bytes()[:-cut])
+
+    assert_same_answer(monkeypatch, paths)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [series, packed_series])
+def test_whatever_the_bytes_both_ways_say_the_same_or_refuse(tmp_path, monkeypatch, make):
     """A byte of a header is anything: the quick way gives what the other gives, or stands aside."""
     chance = random.Random(5)
-    paths = series(tmp_path, slices=3)
+    paths = make(tmp_path, slices=3)
     original = paths[1].read_bytes()
+    pixels = original.index(b"\xe0\x7f\x10\x00")
     quick = 0
     for _ in range(150):
         data = bytearray(original)
-        data[chance.randrange(340, len(data) - 512)] = chance.choice((0, 32, 48, 49, 92, 255, chance.randrange(256)))
+        data[chance.randrange(340, pixels + 100)] = chance.choice((0, 32, 48, 49, 92, 255, chance.randrange(256)))
         paths[1].write_bytes(data)
         quick += glance(paths[1]) is not None
-        answers = []
-        for look in (glance, lambda path: None):
-            monkeypatch.setattr(volume, "glance", look)
-            try:
-                made = load(paths)
-                answers.append((made.grid.values.tobytes(), made.grid.origins.tolist(), made.notes))
-            except Exception as error:
-                answers.append((type(error), str(error)))
-        assert answers[0] == answers[1]
+        assert_same_answer(monkeypatch, paths)
     assert quick > 50
 
 
