@@ -29,7 +29,7 @@ def figures(*, rounds: int, quick: bool) -> list[Figure]:
         wavelets = _compressed(some, Path(folder), JPEG2000Lossless)
         return [
             _measured(f"load: {len(files)} slices, uncompressed", files, rounds, {_PYDICOM: 1.0}),
-            _measured(f"load: {len(some)} slices, RLE", run_lengths, rounds, {}),
+            _measured(f"load: {len(some)} slices, RLE", run_lengths, rounds, {_PYDICOM: 1.0}),
             _in_parallel(f"load: {len(some)} slices, JPEG 2000", wavelets, rounds),
         ]
 

@@ -14,9 +14,7 @@ MOST_EXPANDED = 64
 
 _HEAD = 64  # bytes: the number of segments, and where each begins
 _TOGETHER = 1 << 15  # bytes of a segment that are looked at together: a run of 128 has two
-_NOTHING = (
-    128  # what the header byte of nothing says; after a lower one bytes follow as they are, after a higher one repeats
-)
+_NOTHING = 128  # says the header byte of nothing; after a lower one bytes follow as they are, after a higher repeats
 _STEPS = bytes(header + 2 if header < _NOTHING else 1 + (header > _NOTHING) for header in range(256))
 
 
