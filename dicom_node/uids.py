@@ -1,4 +1,4 @@
-"""UIDs that pynetdicom has found right are not looked at again: an association proposes the same hundreds as the last."""
+"""A UID that pynetdicom has found right is not looked at again: associations propose the same hundreds, each time."""
 
 from __future__ import annotations
 
