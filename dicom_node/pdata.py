@@ -129,15 +129,13 @@ class Inflow:
         self._begin = begin
         self._progressed = progressed
         self._is_tls = isinstance(connection, ssl.SSLSocket)
+        self._command_piece = memoryview(bytearray(LONGEST_COMMAND))
         self._flow: native.Flow | None = None
         if native.may_flow(connection):
-            self._flow = native.Flow(
-                connection, longest_pdu=longest_pdu, timeout=timeout, longest_command=LONGEST_COMMAND
-            )
+            self._flow = native.Flow(connection, longest_pdu=longest_pdu, timeout=timeout, ahead=self._command_piece)
         self._answer = b""  # to the message before, to be sent before anything else
         self._ahead = b""  # of the next message, read already
         self._memory = memory()
-        self._command_piece = memoryview(bytearray(LONGEST_COMMAND))
         self._head = memoryview(bytearray(_PDU_HEAD.size + _PDV_HEAD.size))
         self._in_pdu = 0  # bytes of the present PDU that are still to be read
         self._deadline = 0.0

@@ -87,16 +87,18 @@ def may_flow(connection: Any) -> bool:
 class Flow:
     """Reads the messages of one connection, for one thread."""
 
-    def __init__(self, connection: socket.socket, *, longest_pdu: int, timeout: float, longest_command: int) -> None:
-        """Read from `connection`, which `may_flow`; `timeout` is what a PDU may take, in seconds."""
+    def __init__(self, connection: socket.socket, *, longest_pdu: int, timeout: float, ahead: memoryview) -> None:
+        """Read from `connection`, which `may_flow`; `timeout` is what a PDU may take, in seconds.
+
+        `ahead` is memory for the beginning of a message, in use while `exchange` is.
+        """
         self._library: Any = _library
         self._connection = connection
         self._flow = _Flow(timeout=int(timeout * 1e9), longest_pdu=longest_pdu)
         self._at = ctypes.addressof(self._flow)
         self._filled = ctypes.c_size_t()
         self._filled_at = ctypes.addressof(self._filled)
-        self._ahead = bytearray(longest_command)
-        self._ahead_at = _address(self._ahead)
+        self._ahead, self._ahead_at = ahead, _address(ahead)
 
     def exchange(self, answer: bytes, seconds: float) -> bytes | None:
         """Send `answer`; return the beginning of the next message, its first fragment at most, if it comes in time.
@@ -107,7 +109,7 @@ class Flow:
             *(self._connection.fileno(), answer, len(answer)),
             *(int(seconds * 1000), self._ahead_at, len(self._ahead)),
         )
-        return None if got < 0 else bytes(memoryview(self._ahead)[:got])
+        return None if got < 0 else bytes(self._ahead[:got])
 
     def begin_data_set(self, context_id: int, in_pdu: int, deadline: float) -> None:
         """Begin to read a data set, in a PDU of which `in_pdu` bytes are left, until `deadline` on `time.monotonic`."""
