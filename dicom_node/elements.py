@@ -34,6 +34,9 @@ read_long = struct.Struct("<L").unpack_from
 Bytes = bytes | bytearray | memoryview
 
 
+_wanted = lru_cache(maxsize=64)(native.Wanted)  # what is asked for are constants
+
+
 class NotUnderstood(ValueError):
     """The bytes are no data set, or one that needs a reader with more patience."""
 
@@ -112,9 +115,6 @@ def scan(
     if not is_whole:
         raise CutOff("the data set goes on")
     return found
-
-
-_wanted = lru_cache(maxsize=64)(native.Wanted)  # what is asked for are constants
 
 
 def items(view: Bytes, place: Place, is_implicit: bool) -> Iterator[Bytes]:

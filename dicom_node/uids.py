@@ -8,6 +8,7 @@ from pydicom.uid import UID
 from pynetdicom import dimse_primitives, pdu_items, pdu_primitives, presentation, utils
 
 _MOST = 4096  # remembered; a sender that makes up others has them looked at
+_LONGEST = 64  # characters of a UID (PS3.5 9.1)
 _known: dict[str | bytes, UID] = {}
 
 
@@ -19,7 +20,8 @@ def set_uid(
     Raises:
         TypeError, ValueError: it is none, as pynetdicom says.
     """
-    is_plain = isinstance(value, str | bytes) and not hasattr(value, "_PRIVATE_TS_ENCODING")
+    # one with blanks around it may be as long as a PDU
+    is_plain = isinstance(value, str | bytes) and len(value) <= _LONGEST and not hasattr(value, "_PRIVATE_TS_ENCODING")
     if is_plain and (known := _known.get(value)) is not None:
         return known
     made = utils.set_uid(value, name, allow_empty, allow_none, validate)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node import turns
+from dicom_node import native, turns
 
 turns.amend()  # senders of the tests lose no answer either
 
@@ -54,3 +54,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real studies beside the checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture
+def in_python(monkeypatch):
+    """Have nothing done in C: what is patched in Python is what runs."""
+    monkeypatch.setattr(native, "_library", None)
+
+
+@pytest.fixture(params=["in C", "in Python"], scope="module")
+def either_way(request):
+    """Once in C, once in Python: what the one does, the other does as well, byte for byte."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "in Python":
+            patch.setattr(native, "_library", None)
+        elif not native.is_there:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)("installed without a C compiler")
+        yield request.param

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def land(descriptor: int, content: memoryview) -> bool:
 class Wanted:
     """Elements to be looked for by `scan`."""
 
-    def __init__(self, tags: Sequence[int]) -> None:
+    def __init__(self, tags: Collection[int]) -> None:
         """Look for these."""
         self._tags = np.array(sorted(tags), np.uint32)
         self._at = _address(self._tags.data.cast("B")) if len(tags) else 0

@@ -13,7 +13,6 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 from pynetdicom.dimse_primitives import C_STORE
 
-from dicom_node import native
 from dicom_node.errors import LedgerUnavailable
 from dicom_node.intake import Incoming
 from dicom_node.ledger import Ledger
@@ -74,13 +73,8 @@ def test_an_echo_is_answered(receiver):
     association.release()
 
 
-@pytest.mark.parametrize("way", ["in C", "in Python"])
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED])
-def test_an_instance_is_kept_byte_for_byte(receiver, syntax, way, monkeypatch):
-    if way == "in Python":
-        monkeypatch.setattr(native, "_library", None)
-    elif not native.is_there:
-        pytest.skip("installed without a C compiler")
+def test_an_instance_is_kept_byte_for_byte(receiver, syntax, either_way):
     node = receiver()
     association = node.associate((CT, syntax))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from dicom_node import native
 from dicom_node.entities import AssociationIdentity
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
@@ -37,9 +36,3 @@ def recorder(ledger, spool):
 @pytest.fixture
 def intake(spool, recorder):
     return Intake(spool, recorder, clock=lambda: 1000.0)
-
-
-@pytest.fixture
-def in_python(monkeypatch):
-    """Have nothing done in C: what is patched in Python is what runs."""
-    monkeypatch.setattr(native, "_library", None)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_node import native
 from dicom_node.landing import BLOCK, Landing, memory
 
+pytestmark = pytest.mark.usefixtures("either_way")
 SIZE = len(memory())
 LEAD = b"lead" * 70
 CONTENT = random.Random(1).randbytes(3 * SIZE + BLOCK + 77)
@@ -41,17 +41,6 @@ def fill(landing: Landing, content: bytes, steps) -> None:
         room[:number] = content[at : at + number]
         landing.took(number)
         at += number
-
-
-@pytest.fixture(params=["in C", "in Python"], scope="module", autouse=True)
-def way(request):
-    """Every test twice; in Python what is patched there is what runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "in Python":
-            patch.setattr(native, "_library", None)
-        elif not native.is_there:
-            pytest.skip("installed without a C compiler")
-        yield request.param
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pydicom.data
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from dicom_node import native
 from dicom_node.elements import PIXEL_DATA, NotUnderstood, scan
 from tests.datasets import EXPLICIT, IMPLICIT, ct, encoded
-from tests.unit.test_elements import ALL, nested, places
+from tests.unit.test_elements import ALL, PYDICOMS_FILES, nested, places
 
 WANTED = frozenset([*ALL, 0x00080016, 0x00080018, 0x0020000D, 0x7FE00008])
 BEGINNINGS = [
@@ -23,7 +22,6 @@ BEGINNINGS = [
     for syntax in (IMPLICIT, EXPLICIT)
     for depth, wide in ((0, True), (2, True), (2, False), (70, True))
 ]
-FILES = sorted(Path(pydicom.data.__file__).parent.joinpath("test_files").rglob("*.dcm"))
 
 if not native.is_there:
     pytest.skip("installed without a C compiler", allow_module_level=True)
@@ -47,7 +45,7 @@ def c(view, is_implicit, wanted, stop_at, is_whole):
 
 def test_c_finds_what_python_finds_in_all_files_of_pydicom():
     compared = given_up = 0
-    for path in FILES:
+    for path in PYDICOMS_FILES:
         if (known := places(path)) is None:
             continue
         data, is_implicit, _ = known
@@ -98,7 +96,7 @@ def test_bytes_that_may_not_be_written_to_are_read_where_they_lie():
 
 
 def test_without_the_library_the_package_is_the_same():
-    """The switch that whoever mistrusts C would use; what it is for is in the README."""
+    """The switch that whoever mistrusts C would use; ARCHITECTURE.md has it."""
     program = "from dicom_node import native; print(native.is_there)"
     environment = {**os.environ, "DICOM_NODE_NATIVE": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

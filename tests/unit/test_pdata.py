@@ -16,11 +16,11 @@ from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dsutils import encode
 from pynetdicom.pdu import P_DATA_TF
 
-from dicom_node import native
 from dicom_node.pdata import Broken, Inflow, StoreRequest, Violation, read_store_request, response
 from dicom_node.services import Answer
 from dicom_node.sockets import limit_waits
 
+pytestmark = pytest.mark.usefixtures("either_way")
 CT = "1.2.840.10008.5.1.4.1.1.2"
 REQUEST = StoreRequest(7, CT, "1.2.3.4")
 CONTEXT = 5
@@ -76,17 +76,6 @@ def pdv(control: int, value: bytes, context: int = CONTEXT) -> bytes:
 def pdu(*pdvs: bytes, pdu_type: int = 4) -> bytes:
     body = b"".join(pdvs)
     return struct.pack(">BxL", pdu_type, len(body)) + body
-
-
-@pytest.fixture(params=["in C", "in Python"], scope="module", autouse=True)
-def way(request):
-    """Every test twice: what C does, Python does as well, byte for byte."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "in Python":
-            patch.setattr(native, "_library", None)
-        elif not native.is_there:
-            pytest.skip("installed without a C compiler")
-        yield request.param
 
 
 def served(sent: bytes, taken: Taken, *, longest_pdu: int = 1 << 17, timeout: float = 5.0) -> tuple[bytes, bytes]:

@@ -54,8 +54,10 @@ def test_a_private_transfer_syntax_keeps_what_is_said_of_its_encoding():
 def test_a_sender_that_makes_up_uids_fills_no_memory():
     for number in range(10_000):
         uids.set_uid(f"1.2.{number}", "a")
+        uids.set_uid(f"1.3.{number}" + " " * 60, "a")
 
     assert len(uids._known) <= 4096
+    assert max(map(len, uids._known)) <= 64
 
 
 def test_pynetdicom_asks_it():
