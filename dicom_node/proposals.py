@@ -22,7 +22,8 @@ _MOST = 64  # proposals, and answers, that are known
 _LONGEST = 1 << 15  # bytes of one; 128 contexts with three syntaxes each have 17,000
 _MOST_ANSWERS = 8  # remembered for each: one for each port that listens
 
-Key, Value = TypeVar("Key"), TypeVar("Value")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 Answer = tuple[list[Any], list[Any]]
 Negotiate = Callable[..., Answer]
 
@@ -38,11 +39,12 @@ class Contexts(list[Any]):
     def answered(self, negotiate: Negotiate, supported: Any, roles: Any) -> Answer:
         """Return what `negotiate` answers where `supported` are; `roles` were proposed with these contexts."""
         key = negotiate, id(supported)  # which stays its own: the list is kept
-        if key not in self._answers:
+        known = self._answers.get(key)
+        if known is None:
             if len(self._answers) >= _MOST_ANSWERS:
                 self._answers.clear()
-            self._answers[key] = supported, negotiate(self, supported, roles)
-        _, (contexts, answered_roles) = self._answers[key]
+            known = self._answers[key] = supported, negotiate(self, supported, roles)
+        contexts, answered_roles = known[1]
         return list(contexts), list(answered_roles)
 
 
