@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from dicom_node.disk import availability, sync_folder
 from dicom_node.landing import Landing, memory
@@ -25,6 +27,13 @@ _MODE = 0o640
 _SLOT, _EARLIER = ".slot", ".dcm"  # earlier versions named a file when it was whole
 
 
+class Slot(NamedTuple):
+    """A file that holds nothing yet, and is open."""
+
+    path: Path
+    descriptor: int
+
+
 class Inbox:
     """The folder of what waits for the ledger."""
 
@@ -34,7 +43,8 @@ class Inbox:
         with availability():
             self.folder.mkdir(parents=True, exist_ok=True)
             sync_folder(storage)
-        self._slots: list[Path] = []
+        self._slots: list[Slot] = []  # the same list throughout
+        weakref.finalize(self, _close, self._slots)  # whoever forgets to close leaves slots to be swept, but none open
         self._lock = threading.Lock()
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slots")
         self._is_making = False
@@ -42,49 +52,50 @@ class Inbox:
     def open(self, *, lead: int, room: memoryview | None = None) -> Arriving:
         """Return a file to write to, from `lead` on, out of `room`; raise Unavailable where there can be none."""
         with availability():
-            while True:
-                path = self._slot()
-                with suppress(FileNotFoundError):  # somebody has tidied up
-                    return Arriving(path, lead, room)
+            slot = self._slot()
+            while not os.fstat(slot.descriptor).st_nlink:  # somebody has tidied up
+                os.close(slot.descriptor)
+                slot = self._slot()
+            return Arriving(slot, lead, room)
 
-    def _slot(self) -> Path:
+    def _slot(self) -> Slot:
         """Return a slot, and have others made before there are none: whoever receives need not wait for them."""
         with self._lock:
             if not self._slots:
-                self._slots = self._made()
-            path = self._slots.pop()
+                self._slots += self._made()
+            slot = self._slots.pop()
             if len(self._slots) < _FEW and not self._is_making:
                 self._is_making = True
                 with suppress(RuntimeError):  # it is being closed
                     self._maker.submit(self._make)
-            return path
+            return slot
 
     def _make(self) -> None:
-        made: list[Path] = []
+        made: list[Slot] = []
         with suppress(OSError):  # who finds none makes some, and says what is wrong
             made = self._made()
         with self._lock:
             self._slots += made
             self._is_making = False
 
-    def _made(self) -> list[Path]:
+    def _made(self) -> list[Slot]:
         chance = os.urandom(16 * _SLOTS).hex()
-        paths = [self.folder / f"{chance[at : at + 32]}{_SLOT}" for at in range(0, len(chance), 32)]
+        made: list[Slot] = []
         try:
-            for path in paths:
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
+            for at in range(0, len(chance), 32):
+                path = self.folder / f"{chance[at : at + 32]}{_SLOT}"
+                made.append(Slot(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)))
             sync_folder(self.folder)
         except BaseException:
-            _delete(paths)
+            _discard(made)
             raise
-        return paths
+        return made
 
     def close(self) -> None:
         """Delete the slots that were not needed; after it there are no more."""
         self._maker.shutdown()
         with self._lock:
-            _delete(self._slots)
-            self._slots = []
+            _discard(self._slots)
 
     def waiting(self) -> list[Path]:
         """Return what was acknowledged and has not been recorded, the oldest first."""
@@ -113,22 +124,31 @@ def _is_written(entry: os.DirEntry[str]) -> bool:
         return has_head(file)
 
 
-def _delete(paths: list[Path]) -> None:
+def _discard(slots: list[Slot]) -> None:
+    for slot in slots:
+        _delete(slot.path)
+    _close(slots)
+
+
+def _close(slots: list[Slot]) -> None:
+    while slots:
+        os.close(slots.pop().descriptor)
+
+
+def _delete(path: Path) -> None:
     """Delete what holds nothing; what a broken disk keeps, the next start sweeps away."""
-    for path in paths:
-        with suppress(OSError):
-            path.unlink()
+    with suppress(OSError):
+        path.unlink()
 
 
 class Arriving:
     """One file while it is being received: no trace if anything fails."""
 
-    def __init__(self, path: Path, lead: int, room: memoryview | None) -> None:
-        """Write to the slot at `path`, from `lead` on, out of `room`, or memory of its own where there is none."""
-        self._path = path
+    def __init__(self, slot: Slot, lead: int, room: memoryview | None) -> None:
+        """Write to `slot`, from `lead` on, out of `room`, or memory of its own where there is none."""
+        self._path = slot.path
         self._is_kept = False
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._landing = Landing(self._descriptor, memory() if room is None else room, lead=lead)
+        self._landing = Landing(slot.descriptor, memory() if room is None else room, lead=lead)
 
     @property
     def size(self) -> int:
@@ -158,8 +178,6 @@ class Arriving:
 
     def close(self) -> None:
         """Let go of it; what was not kept is gone."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            if not self._is_kept:
-                _delete([self._path])
+        self._landing.close()
+        if not self._is_kept:
+            _delete(self._path)

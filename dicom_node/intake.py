@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dicom_node.digest import digesting
+from dicom_node.digest import digesting, feed
 from dicom_node.disk import Bytes
 from dicom_node.entities import AssociationIdentity, Header
 from dicom_node.errors import InvalidInstance
@@ -42,7 +42,7 @@ class Intake:
     ) -> Incoming:
         """Open a file for what a C-STORE command announces; raise Unavailable where nothing can be kept now.
 
-        Its bytes go through `room`, where `landing.memory` made one that is nobody else's meanwhile.
+        Its bytes go through `room`, where there is one that is nobody else's meanwhile.
         """
         self._recorder.require_room()
         self._spool.require_room()
@@ -113,7 +113,7 @@ class Incoming:
         fragment = self._file.room()[:number]
         if not self.received:  # while it is at hand: what stands before the pixel data seldom needs more
             self._beginning = read_beginning(fragment, self.transfer_syntax_uid)
-        self._digest.update(fragment)
+        feed(self._digest, fragment)
         self._file.took(number)
 
     def keep(self) -> Header:

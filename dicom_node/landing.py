@@ -19,11 +19,28 @@ from dicom_node import native
 
 BLOCK = 4096  # bytes: what every disk and file system takes without the page cache
 _SIZE = 1 << 20  # bytes: a slice of CT or MR is written at once
+_MOST_IDLE = 16  # pieces of memory that are kept for the next associations
+
+_idle: list[memoryview] = []
 
 
 def memory() -> memoryview:
     """Return memory to receive into, at a page boundary; what is not touched of it takes no room."""
     return memoryview(mmap.mmap(-1, _SIZE))
+
+
+def borrow() -> memoryview:
+    """Return memory that was given back, for that costs no page faults, or else some that is new."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return memory()
+
+
+def give_back(memory: memoryview) -> None:
+    """Let others borrow memory that nobody uses any more."""
+    if len(_idle) < _MOST_IDLE:
+        _idle.append(memory)
 
 
 class Filling(Protocol):
@@ -53,7 +70,7 @@ class Landing:
     """
 
     def __init__(self, descriptor: int, room: memoryview, *, lead: int) -> None:
-        """Fill `room`, which `memory` made and nobody else uses, and write to `descriptor` whenever it is full."""
+        """Fill `room`, which was borrowed and nobody else uses, and write to `descriptor`, which it closes."""
         self._descriptor = descriptor
         self._memory = room
         self._memory[:lead] = bytes(lead)  # it may hold that of the file before
@@ -91,7 +108,7 @@ class Landing:
         return memoryview(mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ))
 
     def keep(self, lead: bytes) -> None:
-        """Write what is left, and last the lead; on return all of it is on stable storage. Raises OSError."""
+        """Write what is left, and last the lead, and close; on return all of it is durable. Raises OSError."""
         if self._at:
             self._write_rest()
             first = self._memory[:BLOCK]
@@ -99,10 +116,20 @@ class Landing:
             self._write(first, 0)
         else:
             self._memory[: len(lead)] = lead
-            if self._may_be_direct and native.land(self._descriptor, self._memory[: self._filled]):
+            if native.land(self._descriptor, self._memory[: self._filled]):
+                self._descriptor = -1
                 return
             self._write_rest()
         os.fsync(self._descriptor)
+        if not os.fstat(self._descriptor).st_nlink:  # nobody would find what is acknowledged
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, whatever has come of it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _write_rest(self) -> None:
         """Write what is in the memory: the part of a block at its end, then the blocks before it."""

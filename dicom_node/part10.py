@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from dicom_node import __version__
@@ -19,6 +20,7 @@ IMPLEMENTATION_VERSION_NAME = f"DICOM-NODE {__version__}"[:16]
 
 _META_HEAD = 144  # bytes of preamble, prefix and the element that says how long the meta information is
 _META_LENGTH = b"DICM" + b"\x02\x00\x00\x00UL\x04\x00"
+_BEGINNING = b"\x00" * 128 + _META_LENGTH
 _LONGEST_META = 1 << 16
 _PIECE = 1 << 20
 
@@ -43,20 +45,24 @@ class Origin:
 
 def preamble(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> bytes:
     """Return everything before the data set; its last bytes are the place of the data set's digest."""
-    elements = b"".join(
-        [
-            _long(0x0001, b"OB", b"\x00\x01"),
-            _uid(0x0002, sop_class_uid),
-            _uid(0x0003, sop_instance_uid),
-            _uid(0x0010, transfer_syntax_uid),
-            _uid(0x0012, IMPLEMENTATION_CLASS_UID),
-            _short(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode(), b" "),
-            _short(0x0016, b"AE", calling_ae_title.encode("ascii", "replace"), b" "),
-            _uid(0x0100, IMPLEMENTATION_CLASS_UID),
-            _long(0x0102, b"OB", bytes(SIZE)),
-        ]
-    )
-    return b"\x00" * 128 + _META_LENGTH + len(elements).to_bytes(4, "little") + elements
+    before, after = _around(sop_class_uid, transfer_syntax_uid, calling_ae_title)
+    elements = before + _uid(0x0003, sop_instance_uid) + after
+    return _BEGINNING + len(elements).to_bytes(4, "little") + elements
+
+
+@lru_cache(maxsize=256)
+def _around(sop_class_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> tuple[bytes, bytes]:
+    """Return the elements before and after that of the instance, which are the same for every instance of a series."""
+    before = [_long(0x0001, b"OB", b"\x00\x01"), _uid(0x0002, sop_class_uid)]
+    after = [
+        _uid(0x0010, transfer_syntax_uid),
+        _uid(0x0012, IMPLEMENTATION_CLASS_UID),
+        _short(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode(), b" "),
+        _short(0x0016, b"AE", calling_ae_title.encode("ascii", "replace"), b" "),
+        _uid(0x0100, IMPLEMENTATION_CLASS_UID),
+        _long(0x0102, b"OB", bytes(SIZE)),
+    ]
+    return b"".join(before), b"".join(after)
 
 
 def vouching(written: bytes, digest: bytes) -> bytes:

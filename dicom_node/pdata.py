@@ -14,20 +14,22 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from dicom_node import native
-from dicom_node.landing import Filling, memory
+from dicom_node.landing import Filling, borrow, give_back
 from dicom_node.services import Answer
 
 _P_DATA_TF = 0x04
 _COMMAND, _LAST = 0x01, 0x02  # message control header (PS3.8 Annex E.2)
-_C_STORE_RQ, _C_STORE_RSP, _NO_DATA_SET = 0x0001, 0x8001, 0x0101  # PS3.7 Annex E.1
 LONGEST_COMMAND = 1 << 16  # bytes, in however many fragments; a C-STORE request has some 200
 _PIECE = 1 << 18  # bytes after which is looked at what has come, where fragments are read here and not in C
 _PDU_HEAD = struct.Struct(">BxL")
 _PDV_HEAD = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")
+_NUMBER, _GROUP_LENGTH = struct.Struct("<HHLH"), struct.Struct("<HHLL")  # elements with a value of US, of UL
+_C_STORE_RSP, _NO_DATA_SET = _NUMBER.pack(0, 0x0100, 2, 0x8001), _NUMBER.pack(0, 0x0800, 2, 0x0101)  # PS3.7 Annex E.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,11 @@ def read_store_request(command: bytes) -> StoreRequest | None:
 def response(context_id: int, request: StoreRequest, answer: Answer) -> bytes:
     """Return the C-STORE response as one P-DATA-TF (PS3.7 Table 9.3-2)."""
     elements = [
-        _element(0x0002, request.affected_sop_class_uid.encode(), b"\x00"),
-        _element(0x0100, _C_STORE_RSP.to_bytes(2, "little")),
-        _element(0x0120, request.message_id.to_bytes(2, "little")),
-        _element(0x0800, _NO_DATA_SET.to_bytes(2, "little")),
-        _element(0x0900, answer.status.to_bytes(2, "little")),
+        _often(0x0002, request.affected_sop_class_uid),
+        _C_STORE_RSP,
+        _NUMBER.pack(0, 0x0120, 2, request.message_id),
+        _NO_DATA_SET,
+        _NUMBER.pack(0, 0x0900, 2, answer.status),
     ]
     if answer.offending_element is not None:
         tag = answer.offending_element
@@ -92,17 +94,18 @@ def response(context_id: int, request: StoreRequest, answer: Answer) -> bytes:
         elements.append(_element(0x0902, answer.comment.encode("ascii", "replace"), b" "))
     elements.append(_element(0x1000, request.affected_sop_instance_uid.encode(), b"\x00"))
     body = b"".join(elements)
-    command = _element(0x0000, len(body).to_bytes(4, "little")) + body
-    return (
-        _PDU_HEAD.pack(_P_DATA_TF, len(command) + 6)
-        + _PDV_HEAD.pack(len(command) + 2, context_id, _COMMAND | _LAST)
-        + command
-    )
+    head = _PDU_HEAD.pack(_P_DATA_TF, len(body) + 18) + _PDV_HEAD.pack(len(body) + 14, context_id, _COMMAND | _LAST)
+    return head + _GROUP_LENGTH.pack(0, 0x0000, 4, len(body)) + body
 
 
 def _element(element: int, value: bytes, padding: bytes = b"") -> bytes:
     value += padding * (len(value) % 2)
     return _ELEMENT.pack(0x0000, element, len(value)) + value
+
+
+@lru_cache(maxsize=256)
+def _often(element: int, uid: str) -> bytes:
+    return _element(element, uid.encode(), b"\x00")
 
 
 class Inflow:
@@ -135,7 +138,7 @@ class Inflow:
             self._flow = native.Flow(connection, longest_pdu=longest_pdu, timeout=timeout, ahead=self._command_piece)
         self._answer = b""  # to the message before, to be sent before anything else
         self._ahead = b""  # of the next message, read already
-        self._memory = memory()
+        self._memory: memoryview | None = None  # from the first request on
         self._head = memoryview(bytearray(_PDU_HEAD.size + _PDV_HEAD.size))
         self._in_pdu = 0  # bytes of the present PDU that are still to be read
         self._deadline = 0.0
@@ -168,7 +171,7 @@ class Inflow:
         read = bytearray(_PDU_HEAD.pack(_P_DATA_TF, self._in_pdu))  # what is left of a PDU is one that begins here
         context_id, command = self._command(read)
         request = read_store_request(command)
-        taking = self._begin(context_id, request, self._memory) if request else None
+        taking = self._taking(context_id, request) if request else None
         if request is None or taking is None:
             self._in_pdu = 0
             return bytes(read)
@@ -182,6 +185,17 @@ class Inflow:
             raise
         self._answer = response(context_id, request, taking.answer())
         return b""
+
+    def _taking(self, context_id: int, request: StoreRequest) -> Taking | None:
+        if self._memory is None:
+            self._memory = borrow()
+        return self._begin(context_id, request, self._memory)
+
+    def close(self) -> None:
+        """Let others have the memory: there will be no more requests."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            give_back(memory)
 
     def _command(self, read: bytearray) -> tuple[int, bytes]:
         """Return the context of a command set and, where it is one, itself; put all that was read into `read`."""

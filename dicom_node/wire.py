@@ -167,6 +167,8 @@ class GuardedProvider(Provider):
         finally:
             if isinstance(self.socket, AssociationSocket):
                 self.socket._shutdown_socket()
+            if self._inflow is not None:
+                self._inflow.close()
 
     def _is_transport_event(self) -> bool:
         """Read what there is to read; C-STORE requests never come as far as the state machine."""

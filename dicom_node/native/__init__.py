@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-_VERSION = 2  # of the library that these declarations fit
+_VERSION = 3  # of the library that these declarations fit
 _LIBRARY = Path(__file__).with_name("library.so")
 _OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
 GONE, LATE, VIOLATION, PROGRESS, FULL, WHOLE = -1, -2, -3, 0, 1, 2
@@ -55,11 +55,18 @@ def _load() -> ctypes.CDLL | None:
     library.dicom_node_exchange.restype = ctypes.c_ssize_t
     library.dicom_node_fragments.argtypes = [address, address, size, address]
     library.dicom_node_land.argtypes = [ctypes.c_int, address, size]
-    library.dicom_node_scan.argtypes = [
+    return library
+
+
+def _load_scan() -> Any:
+    """Return what is over before another thread could have had the interpreter's lock: it is called with it."""
+    scan = ctypes.PyDLL(str(_LIBRARY)).dicom_node_scan
+    address = ctypes.c_void_p
+    scan.argtypes = [
         *(address, ctypes.c_uint64, ctypes.c_int),
         *(address, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, address),
     ]
-    return library
+    return scan
 
 
 _Byte = ctypes.c_char
@@ -67,6 +74,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VRS = {ord(first) | ord(second) << 8: first + second for first in _LETTERS for second in _LETTERS}
 _library = _load()
 is_there = _library is not None
+_scan = _load_scan() if is_there else None
 
 
 def _address(view: Bytes) -> int:
@@ -134,7 +142,7 @@ class Flow:
 
 
 def land(descriptor: int, content: memoryview) -> bool:
-    """Write a whole file and make it durable; `content` begins at a page boundary.
+    """Write a whole file, make it durable, and close it; `content` begins at a page boundary.
 
     False: not done, and the usual way has to do it. Raises OSError where the disk does not take it.
     """
@@ -161,10 +169,10 @@ class Wanted:
         self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool
     ) -> list[tuple[int, str, int, int]] | None:
         """Return tag, VR ("" where implicit), offset and length of what is there; None where C gives up."""
-        if _library is None:
+        if _library is None or _scan is None:
             return None
         found = self._found()
-        number = _library.dicom_node_scan(
+        number = _scan(
             *(_address(view), len(view), is_implicit, self._at, len(self._tags)),
             *(stop_at, is_whole, found),
         )

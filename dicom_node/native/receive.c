@@ -1,8 +1,8 @@
 /* The bytes of a C-STORE, from the connection to the disk, without a return to Python in between.
 
    Nothing is decided here. What is not as it is in nine hundred and ninety-nine of a thousand instances is left where
-   it is, and Python, which can do all of it, goes on from there. Every function is called without the interpreter's
-   lock; none keeps anything, allocates anything, or reads a byte of the connection that it does not give back. */
+   it is, and Python, which can do all of it, goes on from there. What may wait is called without the interpreter's
+   lock; nothing keeps anything, allocates anything, or reads a byte of the connection that it does not give back. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -19,7 +20,7 @@
 enum { P_DATA_TF = 0x04, PDU_HEAD = 6, PDV_HEAD = 6, COMMAND = 1, LAST = 2, BLOCK = 4096 }; /* PS3.8 9.3.5, E.2 */
 enum { GONE = -1, LATE = -2, VIOLATION = -3, PROGRESS = 0, FULL = 1, WHOLE = 2 };
 
-int dicom_node_version(void) { return 2; } /* changes with any argument or field: Python asks before it calls */
+int dicom_node_version(void) { return 3; } /* changes with any argument or field: Python asks before it calls */
 
 static int64_t now(void) {
     struct timespec at;
@@ -167,16 +168,26 @@ static int write_all(int file, const uint8_t *content, size_t size, off_t at) {
 }
 
 /* Write a whole file out of memory that begins at a block's boundary: the part of a block at its end by the page cache,
-   then the blocks before it past it; on return 0 all of it is on stable storage. Else an error number: EAGAIN where the
-   disk took but a part, EINVAL where the file system knows no O_DIRECT; nothing is lost that the usual way mends. */
+   then the blocks before it past it. On return 0 all of it is on stable storage, and the file is closed. Else an error
+   number: EAGAIN where the disk took but a part, EINVAL where the file system knows no O_DIRECT; nothing is lost then
+   that the usual way mends. */
 int dicom_node_land(int file, const uint8_t *content, size_t size) {
     size_t blocks = size - size % BLOCK;
-    int wrong = size > blocks ? write_all(file, content + blocks, size - blocks, (off_t)blocks) : 0;
+    int wrong = 0;
+    if (size > blocks) {
+        wrong = write_all(file, content + blocks, size - blocks, (off_t)blocks);
+        sync_file_range(file, (off_t)blocks, (off_t)(size - blocks), SYNC_FILE_RANGE_WRITE); /* for fsync to find done */
+    }
     if (!wrong && blocks)
         wrong = fcntl(file, F_SETFL, O_DIRECT) < 0 ? errno : write_all(file, content, blocks, 0);
-    if (!wrong && fsync(file) < 0)
+    struct stat found;
+    if (!wrong && (fsync(file) < 0 || fstat(file, &found) < 0))
         wrong = errno;
+    if (!wrong && !found.st_nlink)
+        wrong = ESTALE; /* somebody has deleted it: nobody would find what is acknowledged */
     if (wrong)
         fcntl(file, F_SETFL, 0); /* as it was: the usual way begins by the page cache */
+    else
+        close(file);
     return wrong;
 }

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_node.landing import BLOCK, Landing, memory
+from dicom_node import landing as landing_module
+from dicom_node.landing import BLOCK, Landing, borrow, give_back, memory
 
 pytestmark = pytest.mark.usefixtures("either_way")
 SIZE = len(memory())
@@ -22,14 +23,24 @@ CONTENT = random.Random(1).randbytes(3 * SIZE + BLOCK + 77)
 def landed(path, content: bytes, steps, room: memoryview | None = None, lead: bytes = LEAD) -> None:
     """Let `content` come in steps, and keep it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    landing = Landing(descriptor, memory() if room is None else room, lead=len(lead))
     try:
-        landing = Landing(descriptor, memory() if room is None else room, lead=len(lead))
         fill(landing, content, steps)
         assert landing.size == len(lead) + len(content)
         landing.keep(lead)
         assert landing.size == len(lead) + len(content)
+        assert is_closed(descriptor)
     finally:
-        os.close(descriptor)
+        landing.close()
+    assert is_closed(descriptor)
+
+
+def is_closed(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        return error.errno == errno.EBADF
+    return False
 
 
 def fill(landing: Landing, content: bytes, steps) -> None:
@@ -83,7 +94,6 @@ def test_all_that_came_can_be_looked_at_before_it_is_kept_and_the_lead_is_not_th
     assert LEAD[:8] not in (tmp_path / "file").read_bytes()
 
     landing.keep(LEAD)
-    os.close(descriptor)
     assert (tmp_path / "file").read_bytes() == LEAD + CONTENT[:size]
 
 
@@ -152,10 +162,38 @@ def test_a_disk_that_takes_no_more_is_said(tmp_path, monkeypatch, failing):
 
 
 def test_in_c_too_a_disk_that_takes_no_more_is_said():
-    full = os.open("/dev/full", os.O_WRONLY)
+    landing = Landing(os.open("/dev/full", os.O_WRONLY), memory(), lead=8)
 
     with pytest.raises(OSError, match="No space left") as caught:
-        Landing(full, memory(), lead=8).keep(LEAD[:8])
+        landing.keep(LEAD[:8])
 
     assert caught.value.errno == errno.ENOSPC
-    os.close(full)
+    landing.close()
+
+
+@pytest.mark.parametrize("size", [10, SIZE // 2, 2 * SIZE + 5])
+def test_what_somebody_has_deleted_meanwhile_is_not_kept(tmp_path, size):
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT, 0o600)
+    landing = Landing(descriptor, memory(), lead=len(LEAD))
+    fill(landing, CONTENT[:size], [])
+    (tmp_path / "file").unlink()
+
+    with pytest.raises(OSError, match="Stale") as caught:
+        landing.keep(LEAD)
+
+    assert caught.value.errno == errno.ESTALE
+    assert not is_closed(descriptor)
+    landing.close()
+    assert is_closed(descriptor)
+
+
+def test_memory_that_is_given_back_is_borrowed_again_and_some_of_it_is_kept(monkeypatch):
+    monkeypatch.setattr(landing_module, "_idle", [])
+    first, second = borrow(), borrow()
+    assert first is not second
+    give_back(first)
+
+    assert borrow() is first
+    for _ in range(100):
+        give_back(memory())
+    assert len(landing_module._idle) == 16

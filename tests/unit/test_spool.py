@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import shutil
@@ -363,8 +364,21 @@ def test_the_descriptors_are_given_back(spool):
 
     for number in range(20):
         settle(spool, header(number))
+    spool.inbox.close()
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_whoever_forgets_an_inbox_leaves_no_descriptors(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    spool = Spool(tmp_path / "forgotten")
+    settle(spool, header(1))
+    spool.inbox._maker.shutdown()
+
+    del spool
+    gc.collect()
+
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_one_folder_belongs_to_one_node(spool):
