@@ -1,6 +1,8 @@
 # make demo | test | check: each sets up what it needs in .venv and runs. Nothing is installed outside it.
 PYTHON ?= python3
 STUDY ?= $(firstword $(wildcard ../shared/data/chest_ct_lung_dx_a0001/series))
+# one more than there are processors: many tests wait for other processes
+WORKERS ?= $(shell expr $$(nproc) + 1)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -23,7 +25,7 @@ viewer: $(VENV)/.demo
 	@$(BIN)/python deploy/viewer/run.py $(VIEWER_ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.check
 	$(BIN)/ruff format --check .

@@ -62,18 +62,18 @@ class Violation(Broken):
 def read_store_request(command: bytes) -> StoreRequest | None:
     """Return the request that a command set is; None where it is another, or one that is not understood."""
     elements: dict[int, bytes] = {}
-    at = 0
-    while at + 8 <= len(command):
+    at, end = 0, len(command)
+    while at + 8 <= end:
         group, element, length = _ELEMENT.unpack_from(command, at)
         at += 8 + length
-        if group or at > len(command):
+        if group or at > end:
             return None
         elements[element] = command[at - length : at]
     if elements.get(0x0100) != b"\x01\x00" or elements.get(0x0800) in (None, b"\x01\x01"):
         return None
     message_id = elements.get(0x0110, b"")
     sop_class_uid, sop_instance_uid = (elements.get(tag, b"").rstrip(b"\x00 ") for tag in (0x0002, 0x1000))
-    if len(message_id) != 2 or not sop_class_uid.isascii() or not sop_instance_uid.isascii() or at != len(command):
+    if len(message_id) != 2 or not sop_class_uid.isascii() or not sop_instance_uid.isascii() or at != end:
         return None
     return StoreRequest(int.from_bytes(message_id, "little"), sop_class_uid.decode(), sop_instance_uid.decode())
 

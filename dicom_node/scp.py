@@ -49,7 +49,7 @@ from dicom_node.wire import Limits
 log = structlog.get_logger()
 
 _UNASSOCIATED = 100  # connections beyond the limit of associations, so that who comes too much is told
-_OF_EACH, _OF_OTHERS = 3, 256  # descriptors: a connection's own, its bell and its file; those of all else
+_OF_EACH, _OF_OTHERS = 3, 320  # descriptors: a connection's own, its bell and its file; those of slots and all else
 _MEGABYTE = 1024 * 1024
 _NAMED = (1, 2)  # types of user identity: a user name, with or without a passcode (PS3.7 D.3.3.7)
 _ERROR_COMMENT = 64  # characters in a VR of LO
