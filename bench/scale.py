@@ -17,6 +17,7 @@ from bench.peers import Postgres
 from bench.receive import scratch
 from dicom_node.entities import AssociationIdentity, Header, Instance, SlicePlace
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.arrivals import AssociationEnd
 from dicom_node.lifecycle import Courtesy, Happening, Kind, Patience
 from dicom_node.routing import Order
 
@@ -146,7 +147,7 @@ class _Study:
         self.ledger.arrivals.record([(received, self.association, self.now)], node_id="bench", now=self.now)
 
     def _complete(self) -> None:
-        self.ledger.arrivals.association_ended(self.association.association_id, released=True, now=self.now)
+        self.ledger.arrivals.associations_ended([AssociationEnd(self.association.association_id, True, self.now)])
         made = self.ledger.jobs.complete(
             f"{self.uid}.9",
             revision=1,

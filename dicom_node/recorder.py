@@ -14,17 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
-from dicom_node.audit import Transfers
+from dicom_node.audit import Transfers, Visit
 from dicom_node.digest import digesting_like
 from dicom_node.entities import AssociationIdentity, Header, Instance
 from dicom_node.errors import InvalidInstance, LedgerUnavailable, Refused, Unavailable
 from dicom_node.gathering import Gathering
 from dicom_node.header import read_header
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.arrivals import AssociationEnd
 from dicom_node.ledger.journal import Subject
 from dicom_node.part10 import read_origin
 from dicom_node.spool import Spool
@@ -83,13 +83,6 @@ class Brought:
         self.transfers.add(header, outcome)
 
 
-class OnEnd(Protocol):
-    """Is told what an association has brought when it has ended."""
-
-    def __call__(self, identity: AssociationIdentity, transfers: Transfers, /, *, is_released: bool) -> None:
-        """Hear of one."""
-
-
 _Item = Arrival | Ended | threading.Event
 
 
@@ -102,10 +95,10 @@ class Recorder:
         spool: Spool,
         *,
         node_id: str,
-        on_end: OnEnd = lambda identity, transfers, *, is_released: None,
+        on_end: Callable[[Sequence[Visit]], None] = lambda visits: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Record in `ledger` what lies in the inbox of `spool`; tell `on_end` what each association has brought."""
+        """Record in `ledger` what lies in the inbox of `spool`; tell `on_end` what associations have brought."""
         self._on_end = on_end
         self._ledger = ledger
         self._spool = spool
@@ -236,12 +229,11 @@ class Recorder:
         """Record a group, and take out of it what is: a second attempt is about the rest."""
         self._record_arrivals([item for item in group if isinstance(item, Arrival)])
         group[:] = [item for item in group if not isinstance(item, Arrival)]
-        while group:
-            if isinstance(group[0], Ended):
-                self._record_end(group[0])
-            elif isinstance(group[0], threading.Event):
-                group[0].set()
-            del group[0]
+        self._record_ends([item for item in group if isinstance(item, Ended)])
+        reached = [item for item in group if isinstance(item, threading.Event)]
+        group.clear()
+        for event in reached:
+            event.set()
 
     def _record_arrivals(self, arrivals: Sequence[Arrival]) -> None:
         """Place the files, commit their rows, and only then take them out of the inbox."""
@@ -294,22 +286,27 @@ class Recorder:
                 left.append(path)
         self._recorded = left
 
-    def _record_end(self, ended: Ended) -> None:
-        identity = ended.identity
+    def _record_ends(self, ends: Sequence[Ended]) -> None:
         # who was refused something comes again: that the rest has no gap is no evidence then
-        is_whole = ended.released and not ended.refused
-        self._ledger.arrivals.association_ended(identity.association_id, released=is_whole, now=ended.at)
-        brought = self._brought.pop(identity.association_id, Brought())
-        self._on_end(identity, brought.transfers, is_released=ended.released)
-        outcomes = {str(outcome): number for outcome, number in brought.outcomes.items()}
-        if ended.refused:
-            outcomes["refused"] = ended.refused
-        if not outcomes:
-            return
+        self._ledger.arrivals.associations_ended(
+            [AssociationEnd(each.identity.association_id, each.released and not each.refused, each.at) for each in ends]
+        )
+        brought = [self._brought.pop(each.identity.association_id, Brought()) for each in ends]
+        pairs = list(zip(ends, brought, strict=True))
+        self._on_end([Visit(ended.identity, what.transfers, ended.released) for ended, what in pairs])
+        for ended, what in pairs:
+            _log_end(ended, what)
+
+
+def _log_end(ended: Ended, brought: Brought) -> None:
+    outcomes = {str(outcome): number for outcome, number in brought.outcomes.items()}
+    if ended.refused:
+        outcomes["refused"] = ended.refused
+    if outcomes:
         log.info(
             "association.ended",
-            calling_ae_title=identity.calling_ae_title,
-            address=identity.address,
+            calling_ae_title=ended.identity.calling_ae_title,
+            address=ended.identity.address,
             how="released" if ended.released else "not released",
             seconds=round(ended.seconds, 2),
             megabytes=round(ended.bytes / 1e6, 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dicom_node.audit.messages import Transfers
+from dicom_node.audit.messages import Transfers, Visit
 from dicom_node.audit.trail import Audit
 
-__all__ = ["Audit", "Transfers"]
+__all__ = ["Audit", "Transfers", "Visit"]

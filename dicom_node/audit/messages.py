@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from ipaddress import ip_address
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from dicom_node.entities import Header
+from dicom_node.entities import AssociationIdentity, Header
 from dicom_node.findings import Code
 
 
@@ -167,6 +168,14 @@ class Transfers:
         """Yield study, instances by SOP class, action, indicator, and a word about it."""
         for (study_instance_uid, outcome), counts in self._counts.items():
             yield study_instance_uid, counts, *self._KINDS[outcome]
+
+
+class Visit(NamedTuple):
+    """An association that has ended."""
+
+    association: AssociationIdentity
+    transfers: Transfers
+    is_released: bool
 
 
 def node(process: str, ae_title: str, machine: str, *, role: Code | None = None, asks: bool = False) -> Participant:

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +15,15 @@ from typing import Any
 import structlog
 
 from dicom_node.audit import messages, syslog
-from dicom_node.audit.messages import Action, Indicator, Message, Participant, Patient, Transfers
+from dicom_node.audit.keeping import Keeping, Report
+from dicom_node.audit.messages import Action, Indicator, Message, Participant, Patient, Visit
 from dicom_node.audit.outbox import Outbox
 from dicom_node.audit.patients import patient_of, patient_of_study
 from dicom_node.audit.repeats import Alarm, Repeats
 from dicom_node.audit.sending import Sending
 from dicom_node.config import Peer, Settings
 from dicom_node.entities import AssociationIdentity
-from dicom_node.errors import NodeError, Refused, SpoolFull, Unavailable
+from dicom_node.errors import NodeError, Unavailable
 from dicom_node.findings import Code
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.arrivals import Interrupted
@@ -31,19 +32,7 @@ from dicom_node.services import Rejection
 
 log = structlog.get_logger()
 
-_UNKEPT = 10_000  # events that wait in memory for a disk or a ledger that is away
 _NO_ALARM = frozenset({Rejection.LOCAL_LIMIT, Rejection.PEER_LIMIT, Rejection.STOPPING})
-
-
-@dataclass(slots=True)
-class _Unkept:
-    """An event that is not durable yet: its message, and its line."""
-
-    name: str
-    at: float
-    subject: Subject
-    message: bytes | None
-    fields: dict[str, Any] | None
 
 
 class Audit:
@@ -62,10 +51,9 @@ class Audit:
         outbox = Outbox(self._storage / "audit", limit=self._table.spool_megabytes << 20)
         self._outbox = outbox if self._table.collector else None
         self._sending: Sending | None = None
-        self._lock = threading.RLock()
-        self._unkept: deque[_Unkept] = deque()
+        self._keeping = Keeping(self._outbox, ledger, self._recording)
         self._repeats = Repeats()
-        self._left_out = 0  # messages that a full outbox did not take; their lines are in the ledger
+        self._lock = threading.Lock()  # on them
 
     # -- the node's own life ------------------------------------------------------------------------------
 
@@ -84,8 +72,7 @@ class Audit:
     def tick(self) -> None:
         """Report the alarms that came again, and try again what could not be kept; call it every second or so."""
         self._report_repeats()
-        with self._lock:
-            self._keep()
+        self._keeping.keep()
 
     def stop(self) -> None:
         """Say that the node stops, and give what waits a moment to be sent."""
@@ -96,11 +83,17 @@ class Audit:
 
     # -- instances ----------------------------------------------------------------------------------------
 
-    def received(self, association: AssociationIdentity, transfers: Transfers, *, is_released: bool) -> None:
-        """Report what an association has brought, when it has ended: one message a study and outcome."""
+    def received(self, visits: Iterable[Visit]) -> None:
+        """Report what associations have brought, when they have ended: one message a study and outcome."""
+        with self._keeping.together():
+            for visit in visits:
+                self._received(visit)
+
+    def _received(self, visit: Visit) -> None:
+        association = visit.association
         source = messages.peer(association.calling_ae_title, association.address, role=messages.SOURCE_ROLE, asks=True)
-        ended = "" if is_released else "the association was not released"
-        for study_instance_uid, counts, action, indicator, words in transfers:
+        ended = "" if visit.is_released else "the association was not released"
+        for study_instance_uid, counts, action, indicator, words in visit.transfers:
             self._transferred(
                 source,
                 self._node(messages.DESTINATION),
@@ -287,19 +280,15 @@ class Audit:
             "to": _who(message, messages.DESTINATION),
             "why": message.description,
         }
-        kept = _Unkept(
-            message.name,
-            message.at,
-            Subject(study_instance_uid),
-            self._record(message) if self._outbox else None,
-            {key: value for key, value in (line | fields).items() if value != ""},
+        self._keeping.add(
+            Report(
+                message.name,
+                message.at,
+                Subject(study_instance_uid),
+                self._record(message) if self._outbox else None,
+                {key: value for key, value in (line | fields).items() if value != ""},
+            )
         )
-        with self._lock:
-            if len(self._unkept) >= _UNKEPT:
-                log.error("audit.lost", name=message.name, reason="neither the disk nor the ledger takes it")
-                return
-            self._unkept.append(kept)
-            self._keep()
 
     def _record(self, message: Message) -> bytes:
         return syslog.record(
@@ -309,45 +298,6 @@ class Audit:
             process=os.getpid(),
             is_warning=message.indicator is not Indicator.SUCCESS,
         )
-
-    def _keep(self) -> None:
-        """Make durable what is not, in order, as far as disk and ledger let it."""
-        while self._unkept:
-            kept = self._unkept[0]
-            try:
-                if kept.message is not None:
-                    self._put(kept.message)
-                    kept.message = None
-                if kept.fields is not None:
-                    self._ledger.history.note(kept.name, now=kept.at, subject=kept.subject, **kept.fields)
-                    kept.fields = None
-            except Unavailable as error:
-                if len(self._unkept) == 1:
-                    log.error("audit.not_kept", reason=str(error), name=kept.name)
-                return
-            except Refused as error:  # never: what comes after it must not wait
-                log.error("audit.not_kept", reason=str(error), name=kept.name)
-            self._unkept.popleft()
-
-    def _put(self, message: bytes) -> None:
-        """Put a message into the outbox; one that is full takes no more, and says so as its last message."""
-        assert self._outbox is not None  # noqa: S101 - only then there is a message
-        if self._left_out:
-            words = f"{self._left_out} messages were left out while the spool was full; the ledger has their lines"
-            if not self._outbox.is_roomy:
-                self._left_out += 1
-                return
-            self._outbox.put(self._recording(messages.RECORDING_STARTED, words, Indicator.SUCCESS))
-            log.info("audit.resumed", left_out=self._left_out)
-            self._left_out = 0
-        try:
-            self._outbox.put(message)
-        except SpoolFull as error:
-            self._left_out = 1
-            log.error("audit.full", reason=str(error))
-            self._outbox.put(
-                self._recording(messages.RECORDING_STOPPED, str(error), Indicator.MAJOR), beyond_limit=True
-            )
 
     def _recording(self, kind: Code, words: str, indicator: Indicator) -> bytes:
         return self._record(messages.alert(self._clock(), kind, self._node(asks=True), words, indicator=indicator))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, exists, func, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
 
 from dicom_node.entities import AssociationIdentity, Header, Instance, SlicePlace
 from dicom_node.errors import LedgerUnavailable
@@ -64,6 +64,22 @@ class Interrupted:
 Received = tuple[Instance, AssociationIdentity, float]
 """An instance, the association that it came on, and when, in seconds since the epoch."""
 
+
+class AssociationEnd(NamedTuple):
+    """The end of an association that may hold series open."""
+
+    association: str  # its association_id
+    is_released: bool  # it ended as it should
+    at: float
+
+
+_HELD_BY_IT = holding.c.association_id == bindparam("association")
+_HOLDS_NO_MORE = delete(holding).where(_HELD_BY_IT)
+_LET_GO = (
+    update(series)
+    .where(series.c.series_instance_uid.in_(select(holding.c.series_instance_uid).where(_HELD_BY_IT)))
+    .values(released=bindparam("is_released"), last_activity=bindparam("at"))
+)
 
 # asked twice a second, by a node that has nothing to do as well: made once
 _OPEN_SERIES = (
@@ -172,16 +188,13 @@ class Arrivals:
             values = {"association_id": association_id, "series_instance_uid": series_uid, "node_id": node_id}
             connection.execute(self._database.insert(holding).values(values).on_conflict_do_nothing())
 
-    def association_ended(self, association_id: str, *, released: bool, now: float) -> None:
-        """Let go of every series that the association held; `released` says that it ended as it should."""
-        mine = select(holding.c.series_instance_uid).where(holding.c.association_id == association_id)
+    def associations_ended(self, ends: Sequence[AssociationEnd]) -> None:
+        """Let go of every series that these associations held, in one transaction."""
+        if not ends:
+            return
         with self._database.writing() as connection:
-            connection.execute(
-                update(series)
-                .where(series.c.series_instance_uid.in_(mine))
-                .values(released=released, last_activity=now)
-            )
-            connection.execute(delete(holding).where(holding.c.association_id == association_id))
+            connection.execute(_LET_GO, [end._asdict() for end in ends])
+            connection.execute(_HOLDS_NO_MORE, [{"association": end.association} for end in ends])
 
     def interrupted(self, node_id: str) -> list[Interrupted]:
         """Return what associations of an earlier life of this node were sending when it died."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import func, or_, select
 
 from dicom_node.ledger.database import Database
-from dicom_node.ledger.journal import Subject, write_event
+from dicom_node.ledger.journal import Note, Subject, write_events
 from dicom_node.ledger.schema import event, job, result, series
 
 Row = dict[str, Any]
@@ -23,8 +23,13 @@ class History:
 
     def note(self, name: str, *, now: float, subject: Subject = Subject(), **fields: Any) -> None:
         """Append an event of its own, such as a refused presentation context."""
-        with self._database.writing() as connection:
-            write_event(connection, name, now, subject, **fields)
+        self.note_all([Note(name, now, subject, fields)])
+
+    def note_all(self, notes: Sequence[Note]) -> None:
+        """Append events, all of them or, where one is refused, none."""
+        if notes:
+            with self._database.writing() as connection:
+                write_events(connection, notes)
 
     def counts(self) -> Row:
         """Return how many instances, series and bytes there are, and how many jobs in each state by kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -16,6 +17,15 @@ class Subject(NamedTuple):
     series_instance_uid: str | None = None
 
 
+class Note(NamedTuple):
+    """An event, to be written; `fields` are its numbers and reasons, never a patient's identity."""
+
+    name: str
+    at: float
+    subject: Subject
+    fields: Mapping[str, Any]
+
+
 def write_event(
     connection: Connection,
     name: str,
@@ -27,3 +37,9 @@ def write_event(
 ) -> None:
     """Append one event; `fields` are its numbers and reasons, never a patient's identity."""
     connection.execute(event.insert().values(at=now, name=name, **subject._asdict(), job_id=job_id, fields=fields))
+
+
+def write_events(connection: Connection, notes: Sequence[Note]) -> None:
+    """Append events, in their order."""
+    rows = [{"at": note.at, "name": note.name, **note.subject._asdict(), "fields": note.fields} for note in notes]
+    connection.execute(event.insert(), rows)

@@ -178,7 +178,7 @@ def report_everything(audit: Audit, file: Path) -> None:
     audit.start([Interrupted("1.2.9", "SCANNER", 7)])
     transfers = messages.Transfers()
     transfers._counts = {("1.2.3", outcome): {CT: 2} for outcome in ("stored", "duplicate", "quarantined")}
-    audit.received(SCANNER, transfers, is_released=False)
+    audit.received([messages.Visit(SCANNER, transfers, is_released=False)])
     with audit.shipment("1.2.3", PACS) as shipment:
         shipment.begin([(CT, file)])
         shipment.stored(CT, file)

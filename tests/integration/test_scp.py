@@ -396,7 +396,7 @@ def test_an_end_that_the_ledger_did_not_hear_of_is_told_later(receiver, eventual
     def away(*_args, **_kwargs):
         raise LedgerUnavailable
 
-    monkeypatch.setattr(node.ledger.arrivals, "association_ended", away)
+    monkeypatch.setattr(node.ledger.arrivals, "associations_ended", away)
     association.release()
     eventually(lambda: node.recorder._is_away)
     assert node.ledger.arrivals.open_series()[0].held_open

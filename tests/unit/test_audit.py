@@ -15,11 +15,13 @@ import pytest
 from lxml import etree
 
 from dicom_node.audit import Transfers, messages, syslog
+from dicom_node.audit.keeping import Keeping, Report
 from dicom_node.audit.messages import Action, Indicator, Patient, Source, encode
 from dicom_node.audit.outbox import Outbox
 from dicom_node.audit.repeats import Alarm, Repeats
 from dicom_node.entities import Header
-from dicom_node.errors import SpoolFull
+from dicom_node.errors import LedgerRefused, LedgerUnavailable, SpoolFull
+from dicom_node.ledger.journal import Subject
 
 SCHEMA = etree.RelaxNG(etree.parse(Path(__file__).parents[1] / "audit-message.rng"))
 NODE = messages.node("4711", "DICOM_NODE", "node1")
@@ -236,6 +238,7 @@ def test_a_full_spool_takes_no_more_and_drops_nothing(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
+from dicom_node.audit.keeping import Keeping, Report
 from dicom_node.audit.outbox import Outbox
 outbox, name, number = Outbox(Path(sys.argv[1]), limit=1 << 30), sys.argv[2], 0
 while True:
@@ -283,3 +286,79 @@ def test_what_was_put_is_there_whole_and_in_order_whoever_is_killed(tmp_path):
         assert len(kept[name]) > last  # one more may be there than its writer came to say
     assert sum(map(len, kept.values())) > 40
     assert not [path for path in folder.iterdir() if not re.fullmatch(r"\d{20}|lock", path.name)]
+
+
+# -- what is made durable together ------------------------------------------------------------------------
+
+
+def report(name: str, number: int) -> Report:
+    return Report(name, AT + number, Subject("1.2.3"), f"{number} {name}".encode(), {"number": number})
+
+
+def lines(ledger) -> list[tuple[str, int]]:
+    found = [(event["name"], event["fields"]["number"]) for event in ledger.history.events_of("1.2.3")]
+    return sorted(found, key=lambda each: each[1])
+
+
+@pytest.fixture
+def outbox(tmp_path):
+    return Outbox(tmp_path / "audit", limit=1 << 20)
+
+
+@pytest.fixture
+def keeping(ledger, outbox):
+    return Keeping(outbox, ledger, lambda kind, words, indicator: words.encode())
+
+
+def said(outbox) -> list[bytes]:
+    return [path.read_bytes() for path in outbox.waiting()]
+
+
+def test_what_is_reported_together_is_one_transaction(ledger, keeping, monkeypatch):
+    transactions = []
+    note_all = ledger.history.note_all
+    monkeypatch.setattr(ledger.history, "note_all", lambda notes: (transactions.append(len(notes)), note_all(notes)))
+
+    with keeping.together():
+        for number in range(250):
+            keeping.add(report("received", number))
+        assert not transactions
+    keeping.add(report("received", 250))
+
+    assert transactions == [100, 100, 50, 1]
+    assert lines(ledger) == [("received", number) for number in range(251)]
+
+
+def test_one_that_the_ledger_never_takes_keeps_no_other_back_and_none_is_doubled(ledger, outbox, keeping, monkeypatch):
+    note_all = ledger.history.note_all
+
+    def picky(notes):
+        if any(note.name == "odd" for note in notes):
+            raise LedgerRefused("not this one")
+        note_all(notes)
+
+    monkeypatch.setattr(ledger.history, "note_all", picky)
+    with keeping.together():
+        for number, name in enumerate(["received", "received", "odd", "received"]):
+            keeping.add(report(name, number))
+
+    assert lines(ledger) == [("received", 0), ("received", 1), ("received", 3)]
+    assert said(outbox) == [b"0 received", b"1 received", b"2 odd", b"3 received"]
+
+
+def test_a_ledger_that_is_away_gets_all_of_them_later_and_the_outbox_none_twice(ledger, outbox, keeping, monkeypatch):
+    def away(_notes):
+        raise LedgerUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.history, "note_all", away)
+        with keeping.together():
+            for number in range(3):
+                keeping.add(report("received", number))
+        keeping.add(report("received", 3))
+    assert len(said(outbox)) == 4
+
+    keeping.keep()
+
+    assert lines(ledger) == [("received", number) for number in range(4)]
+    assert said(outbox) == [f"{number} received".encode() for number in range(4)]

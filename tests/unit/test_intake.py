@@ -16,6 +16,7 @@ from xxhash import xxh3_128_hexdigest
 
 from dicom_node.errors import InvalidInstance, LedgerUnavailable, SpoolFull
 from dicom_node.ledger import schema
+from dicom_node.ledger.arrivals import AssociationEnd
 from dicom_node.recorder import Outcome, Recorder
 from dicom_node.services import Status
 from dicom_node.spool import Spool
@@ -193,7 +194,7 @@ def delete_everything(ledger):
 
 def test_a_duplicate_on_an_open_series_holds_it_open(keep, ledger, association):
     keep(ct())
-    ledger.arrivals.association_ended(association.association_id, released=False, now=1001.0)
+    ledger.arrivals.associations_ended([AssociationEnd(association.association_id, False, 1001.0)])
 
     keep(ct(), association=replace(association, association_id="second"))
 
@@ -445,7 +446,7 @@ def test_the_nodes_own_result_opens_a_series_that_says_so(keep, ledger):
 
 def complete(ledger):
     """Let every series be complete."""
-    ledger.arrivals.association_ended("association-1", released=True, now=1000.0)
+    ledger.arrivals.associations_ended([AssociationEnd("association-1", True, 1000.0)])
     for series in ledger.arrivals.open_series():
         made = ledger.jobs.complete(
             series.series_instance_uid,

@@ -11,7 +11,7 @@ import pytest
 from dicom_node.entities import AssociationIdentity, Header, Instance
 from dicom_node.errors import LedgerUnavailable
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.arrivals import Held
+from dicom_node.ledger.arrivals import AssociationEnd, Held
 from dicom_node.ledger.moving import LostLease, StoredResult
 from dicom_node.lifecycle import Courtesy, Happening, IllegalTransition, Kind, State
 from dicom_node.routing import Order, Priority
@@ -45,7 +45,7 @@ def record(ledger: Ledger, one: Instance, association, *, node_id: str = "node",
 def receive(ledger: Ledger, number: int = 1, series: str = "1.2.3", *, now: float = 1.0, **header) -> None:
     association = replace(ASSOCIATION, association_id=f"a{number}")
     record(ledger, instance(number, series, **header), association, now=now)
-    ledger.arrivals.association_ended(association.association_id, released=True, now=now)
+    ledger.arrivals.associations_ended([AssociationEnd(association.association_id, True, now)])
 
 
 def complete(
@@ -102,7 +102,7 @@ def test_an_open_association_holds_the_series_and_its_end_lets_go(ledger):
     record(ledger, instance(), ASSOCIATION, node_id="node", now=1.0)
     assert ledger.arrivals.open_series()[0].held_open
 
-    ledger.arrivals.association_ended("a1", released=False, now=5.0)
+    ledger.arrivals.associations_ended([AssociationEnd("a1", False, 5.0)])
 
     (series,) = ledger.arrivals.open_series()
     assert (series.held_open, series.released, series.last_activity) == (False, False, 5.0)
@@ -112,9 +112,24 @@ def test_two_associations_hold_until_the_second_has_ended(ledger):
     record(ledger, instance(1), ASSOCIATION, node_id="node", now=1.0)
     record(ledger, instance(2), replace(ASSOCIATION, association_id="a2"), node_id="node", now=2.0)
 
-    ledger.arrivals.association_ended("a1", released=True, now=3.0)
+    ledger.arrivals.associations_ended([AssociationEnd("a1", True, 3.0)])
 
     assert ledger.arrivals.open_series()[0].held_open
+
+
+def test_associations_that_end_together_end_each_in_its_own_way_and_the_rest_goes_on(ledger):
+    for number in (1, 2, 3):
+        association = replace(ASSOCIATION, association_id=f"a{number}")
+        record(ledger, instance(1, f"1.2.{number}"), association, node_id="node", now=1.0)
+
+    ledger.arrivals.associations_ended([AssociationEnd("a1", True, 5.0), AssociationEnd("a2", False, 7.0)])
+    ledger.arrivals.associations_ended([])
+
+    found = {
+        series.series_instance_uid: (series.held_open, series.released, series.last_activity)
+        for series in ledger.arrivals.open_series()
+    }
+    assert found == {"1.2.1": (False, True, 5.0), "1.2.2": (False, False, 7.0), "1.2.3": (True, False, 1.0)}
 
 
 def test_a_restart_lets_go_of_what_died_with_the_node_and_starts_the_quiet_period(ledger):
