@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
+from sqlalchemy import BigInteger, Connection, Integer, bindparam, delete, exists, func, select, update
 
 from dicom_node.entities import AssociationIdentity, Header, Instance, SlicePlace
 from dicom_node.errors import LedgerUnavailable
@@ -73,6 +73,7 @@ class AssociationEnd(NamedTuple):
     at: float
 
 
+# statements that every group of instances, or every association, needs are made once
 _HELD_BY_IT = holding.c.association_id == bindparam("association")
 _HOLDS_NO_MORE = delete(holding).where(_HELD_BY_IT)
 _LET_GO = (
@@ -81,7 +82,24 @@ _LET_GO = (
     .values(released=bindparam("is_released"), last_activity=bindparam("at"))
 )
 
-# asked twice a second, by a node that has nothing to do as well: made once
+_REVISIONS = select(series.c.revision, series.c.complete_revision).where(
+    series.c.series_instance_uid == bindparam("uid")
+)
+_REVISIONS = _REVISIONS.with_for_update()
+_GROW = (
+    update(series)
+    .where(series.c.series_instance_uid == bindparam("uid"))
+    .values(
+        revision=bindparam("present"),
+        received=series.c.received + bindparam("more", type_=Integer),
+        bytes=series.c.bytes + bindparam("more_bytes", type_=BigInteger),
+        announced=func.coalesce(bindparam("says", type_=Integer), series.c.announced),
+        last_activity=bindparam("at"),
+        released=False,
+    )
+)
+
+# asked twice a second, by a node that has nothing to do as well
 _OPEN_SERIES = (
     select(
         *(series.c[name] for name in OpenSeries.__slots__ if name != "held_open"),
@@ -98,6 +116,10 @@ class Arrivals:
     def __init__(self, database: Database) -> None:
         """Use `database`."""
         self._database = database
+        # the count of rows is -1 on PostgreSQL, where it says nothing of whether there was one
+        made = series.c.series_instance_uid
+        self._make_series = database.insert(series).on_conflict_do_nothing().returning(made)
+        self._hold_series = database.insert(holding).on_conflict_do_nothing()
 
     def held(self, sop_instance_uids: Sequence[str]) -> dict[str, Held]:
         """Return what is held, by SOP Instance UID."""
@@ -137,44 +159,32 @@ class Arrivals:
         revision = self._open_series(connection, group, latest)
         connection.execute(instance.insert(), [_row(each, at) for each, _, at in group])
         announced = [each.header.announced for each, _, _ in group if each.header.announced is not None]
-        values = {
-            "revision": revision,
-            "received": series.c.received + len(group),
-            "bytes": series.c.bytes + sum(each.size for each, _, _ in group),
-            "announced": announced[-1] if announced else series.c.announced,
-            "last_activity": latest,
-            "released": False,
-        }
-        connection.execute(update(series).where(series.c.series_instance_uid == series_uid).values(values))
+        more = {"more": len(group), "more_bytes": sum(each.size for each, _, _ in group)}
+        says = announced[-1] if announced else None
+        connection.execute(_GROW, {"uid": series_uid, "present": revision, "says": says, "at": latest, **more})
 
     def _open_series(self, connection: Connection, group: Sequence[Received], now: float) -> int:
         """Make the series' row where there is none; return the revision that the new instances belong to."""
         received, association, _ = group[0]
         header = received.header
-        made = connection.execute(
-            self._database.insert(series)
-            .values(
-                series_instance_uid=header.series_instance_uid,
-                study_instance_uid=header.study_instance_uid,
-                modality=modality_term(header.modality),
-                calling_ae_title=association.calling_ae_title,
-                is_own_result=header.is_own_result,
-                revision=1,
-                complete_revision=0,
-                received=0,
-                last_activity=now,
-                released=False,
-            )
-            .on_conflict_do_nothing()
-            .returning(series.c.series_instance_uid)  # the count of rows is -1 on PostgreSQL, where it says nothing
-        ).scalar()
+        values = {
+            "series_instance_uid": header.series_instance_uid,
+            "study_instance_uid": header.study_instance_uid,
+            "modality": modality_term(header.modality),
+            "calling_ae_title": association.calling_ae_title,
+            "is_own_result": header.is_own_result,
+            "revision": 1,
+            "complete_revision": 0,
+            "received": 0,
+            "last_activity": now,
+            "released": False,
+        }
+        made = connection.execute(self._make_series, values).scalar()
         subject = Subject(header.study_instance_uid, header.series_instance_uid)
         if made is not None:
             write_event(connection, "series.opened", now, subject, modality=modality_term(header.modality))
             return 1
-        query = select(series.c.revision, series.c.complete_revision)
-        query = query.where(series.c.series_instance_uid == header.series_instance_uid).with_for_update()
-        revision, complete = connection.execute(query).one()
+        revision, complete = connection.execute(_REVISIONS, {"uid": header.series_instance_uid}).one()
         if complete < revision or all(use_of(each.header.sop_class_uid) is Use.KEPT for each, _, _ in group):
             # what is no image changes nothing that a model sees: the same input must not be run again
             return int(revision)
@@ -184,9 +194,9 @@ class Arrivals:
     def _hold(self, connection: Connection, holds: Sequence[tuple[str, AssociationIdentity]], node_id: str) -> None:
         """Let associations hold series open."""
         pairs = dict.fromkeys((association.association_id, series_uid) for series_uid, association in holds)
-        for association_id, series_uid in sorted(pairs):
-            values = {"association_id": association_id, "series_instance_uid": series_uid, "node_id": node_id}
-            connection.execute(self._database.insert(holding).values(values).on_conflict_do_nothing())
+        names = "association_id", "series_instance_uid"
+        if rows := [{**dict(zip(names, pair, strict=True)), "node_id": node_id} for pair in sorted(pairs)]:
+            connection.execute(self._hold_series, rows)
 
     def associations_ended(self, ends: Sequence[AssociationEnd]) -> None:
         """Let go of every series that these associations held, in one transaction."""

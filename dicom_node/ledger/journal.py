@@ -9,6 +9,8 @@ from sqlalchemy import Connection
 
 from dicom_node.ledger.schema import event
 
+_APPEND = event.insert()
+
 
 class Subject(NamedTuple):
     """What an event is about."""
@@ -36,10 +38,11 @@ def write_event(
     **fields: Any,
 ) -> None:
     """Append one event; `fields` are its numbers and reasons, never a patient's identity."""
-    connection.execute(event.insert().values(at=now, name=name, **subject._asdict(), job_id=job_id, fields=fields))
+    row = {"at": now, "name": name, **subject._asdict(), "job_id": job_id, "fields": fields}
+    connection.execute(_APPEND, row)
 
 
 def write_events(connection: Connection, notes: Sequence[Note]) -> None:
     """Append events, in their order."""
     rows = [{"at": note.at, "name": note.name, **note.subject._asdict(), "fields": note.fields} for note in notes]
-    connection.execute(event.insert(), rows)
+    connection.execute(_APPEND, rows)
