@@ -81,14 +81,11 @@ _LET_GO = (
     .where(series.c.series_instance_uid.in_(select(holding.c.series_instance_uid).where(_HELD_BY_IT)))
     .values(released=bindparam("is_released"), last_activity=bindparam("at"))
 )
-
-_REVISIONS = select(series.c.revision, series.c.complete_revision).where(
-    series.c.series_instance_uid == bindparam("uid")
-)
-_REVISIONS = _REVISIONS.with_for_update()
+_IS_IT = series.c.series_instance_uid == bindparam("uid")
+_REVISIONS = select(series.c.revision, series.c.complete_revision).where(_IS_IT).with_for_update()
 _GROW = (
     update(series)
-    .where(series.c.series_instance_uid == bindparam("uid"))
+    .where(_IS_IT)
     .values(
         revision=bindparam("present"),
         received=series.c.received + bindparam("more", type_=Integer),

@@ -19,6 +19,11 @@ import numpy as np
 _VERSION = 3  # of the library that these declarations fit
 _LIBRARY = Path(__file__).with_name("library.so")
 _OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
+_SHORT = 1 << 20  # bytes; of nothing but empty elements they take half a millisecond
+_SCANS = [
+    *(ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int),
+    *(ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p),
+]
 GONE, LATE, VIOLATION, PROGRESS, FULL, WHOLE = -1, -2, -3, 0, 1, 2
 
 Bytes = bytes | bytearray | memoryview
@@ -55,17 +60,14 @@ def _load() -> ctypes.CDLL | None:
     library.dicom_node_exchange.restype = ctypes.c_ssize_t
     library.dicom_node_fragments.argtypes = [address, address, size, address]
     library.dicom_node_land.argtypes = [ctypes.c_int, address, size]
+    library.dicom_node_scan.argtypes = _SCANS
     return library
 
 
 def _load_scan() -> Any:
-    """Return what is over before another thread could have had the interpreter's lock: it is called with it."""
+    """Return the scan as it is called with the interpreter's lock: to have it again would take longer."""
     scan = ctypes.PyDLL(str(_LIBRARY)).dicom_node_scan
-    address = ctypes.c_void_p
-    scan.argtypes = [
-        *(address, ctypes.c_uint64, ctypes.c_int),
-        *(address, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, address),
-    ]
+    scan.argtypes = _SCANS
     return scan
 
 
@@ -169,10 +171,11 @@ class Wanted:
         self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool
     ) -> list[tuple[int, str, int, int]] | None:
         """Return tag, VR ("" where implicit), offset and length of what is there; None where C gives up."""
-        if _library is None or _scan is None:
+        if _library is None:
             return None
         found = self._found()
-        number = _scan(
+        scan: Any = _scan if len(view) <= _SHORT else _library.dicom_node_scan
+        number = scan(
             *(_address(view), len(view), is_implicit, self._at, len(self._tags)),
             *(stop_at, is_whole, found),
         )
