@@ -20,7 +20,7 @@ _VERSION = 3  # of the library that these declarations fit
 _LIBRARY = Path(__file__).with_name("library.so")
 _OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
 _SHORT = 1 << 20  # bytes; of nothing but empty elements they take half a millisecond
-_SCANS = [
+_SCANS: list[Any] = [
     *(ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int),
     *(ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p),
 ]
