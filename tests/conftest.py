@@ -7,12 +7,24 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 from dicom_node import native, turns
 
 turns.amend()  # senders of the tests lose no answer either
+
+_configure = structlog.configure
+
+
+def _configure_anew(**options: Any) -> None:
+    """Configure as the node does, but keep no logger: `capture_logs` would not hear it in a later test."""
+    _configure(**options | {"cache_logger_on_first_use": False})
+
+
+structlog.configure = _configure_anew
 
 ROOT = Path(__file__).resolve().parents[1]
 _SYSTEM = "/usr/sbin:/usr/bin:/usr/local/bin"  # before the environment: pynetdicom installs a storescu of its own

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -49,29 +48,17 @@ class Keeping:
         self._recording = recording
         self._lock = threading.RLock()
         self._waiting: deque[Report] = deque()
-        self._is_more_to_come = False
         self._left_out = 0  # messages that a full outbox did not take; their lines are in the ledger
 
-    def add(self, report: Report) -> None:
-        """Keep an event: on return it is durable, unless the disk or the ledger is away; then it is tried again."""
+    def add(self, reports: Sequence[Report]) -> None:
+        """Keep events: on return they are durable, unless the disk or the ledger is away; then they are tried again."""
         with self._lock:
-            if len(self._waiting) >= _MOST:
-                log.error("audit.lost", name=report.name, reason="neither the disk nor the ledger takes it")
-                return
-            self._waiting.append(report)
-            if not self._is_more_to_come:
-                self.keep()
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Make durable in one go what is added in the block."""
-        with self._lock:
-            self._is_more_to_come = True
-            try:
-                yield
-            finally:
-                self._is_more_to_come = False
-                self.keep()
+            for report in reports:
+                if len(self._waiting) < _MOST:
+                    self._waiting.append(report)
+                else:
+                    log.error("audit.lost", name=report.name, reason="neither the disk nor the ledger takes it")
+            self.keep()
 
     def keep(self) -> None:
         """Make durable what is not, as far as disk and ledger let it."""

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,16 +85,14 @@ class Audit:
 
     def received(self, visits: Iterable[Visit]) -> None:
         """Report what associations have brought, when they have ended: one message a study and outcome."""
-        with self._keeping.together():
-            for visit in visits:
-                self._received(visit)
+        self._keeping.add([report for visit in visits for report in self._received(visit)])
 
-    def _received(self, visit: Visit) -> None:
+    def _received(self, visit: Visit) -> Iterator[Report]:
         association = visit.association
         source = messages.peer(association.calling_ae_title, association.address, role=messages.SOURCE_ROLE, asks=True)
         ended = "" if visit.is_released else "the association was not released"
         for study_instance_uid, counts, action, indicator, words in visit.transfers:
-            self._transferred(
+            yield self._transferred(
                 source,
                 self._node(messages.DESTINATION),
                 study_instance_uid,
@@ -106,7 +104,7 @@ class Audit:
             )
 
     def _received_in_part(self, part: Interrupted) -> None:
-        self._transferred(
+        report = self._transferred(
             messages.peer(part.calling_ae_title, "", role=messages.SOURCE_ROLE, asks=True),
             self._node(messages.DESTINATION),
             part.study_instance_uid,
@@ -116,6 +114,7 @@ class Audit:
             indicator=Indicator.SERIOUS,
             description=f"the node died while it received; {part.received} instances of the series are held",
         )
+        self._keeping.add([report])
 
     def shipment(self, study_instance_uid: str, peer: Peer) -> Shipment:
         """Return what reports a delivery to a peer: its beginning, what was stored, and what was not."""
@@ -126,7 +125,7 @@ class Audit:
     ) -> None:
         """Report instances of a shipment, before it or after; `path` is a file of it."""
         peer = shipment.peer
-        self._transferred(
+        report = self._transferred(
             self._node(messages.SOURCE_ROLE, asks=True, ae_title=peer.calling_ae_title),
             messages.peer(peer.ae_title, peer.host, role=messages.DESTINATION),
             shipment.study_instance_uid,
@@ -137,6 +136,7 @@ class Audit:
             description=description,
             event=messages.INSTANCES_TRANSFERRED if shipment.has_begun else messages.BEGIN_TRANSFERRING,
         )
+        self._keeping.add([report])
 
     def deleted(
         self, study_instance_uid: str, sop_classes: Mapping[str, int], *, reason: str, files: Path | None = None
@@ -163,7 +163,7 @@ class Audit:
         indicator: Indicator,
         description: str,
         event: Code = messages.INSTANCES_TRANSFERRED,
-    ) -> None:
+    ) -> Report:
         message = messages.transferred(
             event,
             self._clock(),
@@ -175,7 +175,7 @@ class Audit:
             indicator=indicator,
             description=description,
         )
-        self._report(message, study_instance_uid, instances=sum(counts.values()))
+        return self._reported(message, study_instance_uid, instances=sum(counts.values()))
 
     # -- who came -----------------------------------------------------------------------------------------
 
@@ -270,7 +270,10 @@ class Audit:
         return messages.node(str(os.getpid()), ae_title or self._ae_title, self._machine, role=role, asks=asks)
 
     def _report(self, message: Message, study_instance_uid: str | None = None, **fields: Any) -> None:
-        """Keep an event: on return it is durable, unless the disk or the ledger is away; then it is tried again."""
+        self._keeping.add([self._reported(message, study_instance_uid, **fields)])
+
+    def _reported(self, message: Message, study_instance_uid: str | None = None, **fields: Any) -> Report:
+        """Return what is to be kept of an event."""
         line = {
             "event": message.event.value,
             "type": " ".join(code.meaning for code in message.types),
@@ -280,14 +283,12 @@ class Audit:
             "to": _who(message, messages.DESTINATION),
             "why": message.description,
         }
-        self._keeping.add(
-            Report(
-                message.name,
-                message.at,
-                Subject(study_instance_uid),
-                self._record(message) if self._outbox else None,
-                {key: value for key, value in (line | fields).items() if value != ""},
-            )
+        return Report(
+            message.name,
+            message.at,
+            Subject(study_instance_uid),
+            self._record(message) if self._outbox else None,
+            {key: value for key, value in (line | fields).items() if value != ""},
         )
 
     def _record(self, message: Message) -> bytes:

@@ -26,6 +26,7 @@ class Note(NamedTuple):
     at: float
     subject: Subject
     fields: Mapping[str, Any]
+    job_id: int | None = None
 
 
 def write_event(
@@ -38,11 +39,13 @@ def write_event(
     **fields: Any,
 ) -> None:
     """Append one event; `fields` are its numbers and reasons, never a patient's identity."""
-    row = {"at": now, "name": name, **subject._asdict(), "job_id": job_id, "fields": fields}
-    connection.execute(_APPEND, row)
+    write_events(connection, [Note(name, now, subject, fields, job_id)])
 
 
 def write_events(connection: Connection, notes: Sequence[Note]) -> None:
     """Append events, in their order."""
-    rows = [{"at": note.at, "name": note.name, **note.subject._asdict(), "fields": note.fields} for note in notes]
+    rows = [
+        {"at": note.at, "name": note.name, **note.subject._asdict(), "job_id": note.job_id, "fields": note.fields}
+        for note in notes
+    ]
     connection.execute(_APPEND, rows)

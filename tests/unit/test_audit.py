@@ -319,11 +319,8 @@ def test_what_is_reported_together_is_one_transaction(ledger, keeping, monkeypat
     note_all = ledger.history.note_all
     monkeypatch.setattr(ledger.history, "note_all", lambda notes: (transactions.append(len(notes)), note_all(notes)))
 
-    with keeping.together():
-        for number in range(250):
-            keeping.add(report("received", number))
-        assert not transactions
-    keeping.add(report("received", 250))
+    keeping.add([report("received", number) for number in range(250)])
+    keeping.add([report("received", 250)])
 
     assert transactions == [100, 100, 50, 1]
     assert lines(ledger) == [("received", number) for number in range(251)]
@@ -338,9 +335,7 @@ def test_one_that_the_ledger_never_takes_keeps_no_other_back_and_none_is_doubled
         note_all(notes)
 
     monkeypatch.setattr(ledger.history, "note_all", picky)
-    with keeping.together():
-        for number, name in enumerate(["received", "received", "odd", "received"]):
-            keeping.add(report(name, number))
+    keeping.add([report(name, number) for number, name in enumerate(["received", "received", "odd", "received"])])
 
     assert lines(ledger) == [("received", 0), ("received", 1), ("received", 3)]
     assert said(outbox) == [b"0 received", b"1 received", b"2 odd", b"3 received"]
@@ -352,10 +347,8 @@ def test_a_ledger_that_is_away_gets_all_of_them_later_and_the_outbox_none_twice(
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger.history, "note_all", away)
-        with keeping.together():
-            for number in range(3):
-                keeping.add(report("received", number))
-        keeping.add(report("received", 3))
+        keeping.add([report("received", number) for number in range(3)])
+        keeping.add([report("received", 3)])
     assert len(said(outbox)) == 4
 
     keeping.keep()
