@@ -24,7 +24,7 @@ from pynetdicom.dimse_primitives import C_CANCEL, N_EVENT_REPORT
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
-from dicom_node import proposals, sockets, turns, uids
+from dicom_node import proposals, sockets, turns
 from dicom_node.collecting import Collected, Room
 from dicom_node.pdata import LONGEST_COMMAND, Broken, Inflow, StoreRequest, Taking, Violation
 from dicom_node.reactors import Announced, Provider, Reactor
@@ -279,5 +279,4 @@ class GuardedMessages(DIMSEServiceProvider):
 
 sockets.amend()
 turns.amend()
-uids.amend()
 proposals.amend()
