@@ -1,7 +1,7 @@
 """What an association proposes is understood, negotiated and answered once: a device proposes the same, each time.
 
-pynetdicom makes objects of every one of the hundreds of items in which many a sender proposes 128 presentation contexts,
-and of those of the answer; that takes as long as to receive ten slices of CT.
+pynetdicom makes objects of every one of the hundreds of items in which many a sender proposes 128 presentation
+contexts, and of those of the answer; that takes as long as to receive ten slices of CT.
 """
 
 from __future__ import annotations
