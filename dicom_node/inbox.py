@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from dicom_node.disk import availability, sync_folder
 from dicom_node.landing import Landing, memory
+from dicom_node.native import Reply
 from dicom_node.part10 import has_head
 
 _ARRIVED = "arrived"
@@ -169,10 +170,13 @@ class Arriving:
         with availability():
             return self._landing.whole()
 
-    def keep(self, head: bytes) -> Path:
-        """Write what room was left for, and return the path; on return all of it is on stable storage."""
+    def keep(self, head: bytes, reply: Reply | None = None) -> Path:
+        """Write what room was left for, and return the path; on return all of it is on stable storage.
+
+        `reply` is sent at once then, if it can be; it says whether it was.
+        """
         with availability():
-            self._landing.keep(head)
+            self._landing.keep(head, reply)
         self._is_kept = True
         return self._path
 

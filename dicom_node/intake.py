@@ -16,6 +16,7 @@ from dicom_node.errors import InvalidInstance
 from dicom_node.header import read_beginning, read_header
 from dicom_node.inbox import Arriving
 from dicom_node.landing import pour
+from dicom_node.native import Reply
 from dicom_node.part10 import preamble, vouching
 from dicom_node.recorder import Arrival, Recorder
 from dicom_node.services import Status
@@ -116,15 +117,15 @@ class Incoming:
         feed(self._digest, fragment)
         self._file.took(number)
 
-    def keep(self) -> Header:
-        """Check the whole and make it durable; on return it may be acknowledged.
+    def keep(self, reply: Reply | None = None) -> Header:
+        """Check the whole and make it durable; on return it may be acknowledged, or has been with `reply`.
 
         Raises:
             InvalidInstance: the data is no dataset (0xC000) or contradicts its command (0xA900).
             Unavailable: it cannot be kept now (0xA700); nothing of it remains.
         """
         header = self._checked()
-        path = self._file.keep(vouching(self._head, self._digest.digest()))
+        path = self._file.keep(vouching(self._head, self._digest.digest()), reply)
         self._intake.kept(header, path, self._digest.hexdigest(), self._file.size, self)
         return header
 

@@ -107,8 +107,11 @@ class Landing:
         self._write(memoryview(self._first), 0, direct=False)
         return memoryview(mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ))
 
-    def keep(self, lead: bytes) -> None:
-        """Write what is left, and last the lead, and close; on return all of it is durable. Raises OSError."""
+    def keep(self, lead: bytes, reply: native.Reply | None = None) -> None:
+        """Write what is left, and last the lead, and close; on return all of it is durable. Raises OSError.
+
+        `reply` is sent at once then, if it can be; it says whether it was.
+        """
         if self._at:
             self._write_rest()
             first = self._memory[:BLOCK]
@@ -116,7 +119,7 @@ class Landing:
             self._write(first, 0)
         else:
             self._memory[: len(lead)] = lead
-            if native.land(self._descriptor, self._memory[: self._filled]):
+            if native.land(self._descriptor, self._memory[: self._filled], reply):
                 self._descriptor = -1
                 return
             self._write_rest()

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from dicom_node import native
 from dicom_node.landing import Filling, borrow, give_back
-from dicom_node.services import Answer
+from dicom_node.services import Answer, Status
 
 _P_DATA_TF = 0x04
 _COMMAND, _LAST = 0x01, 0x02  # message control header (PS3.8 Annex E.2)
@@ -29,6 +29,7 @@ _PDU_HEAD = struct.Struct(">BxL")
 _PDV_HEAD = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")
 _NUMBER, _GROUP_LENGTH = struct.Struct("<HHLH"), struct.Struct("<HHLL")  # elements with a value of US, of UL
+_SUCCESS = Answer(Status.SUCCESS)
 _C_STORE_RSP, _NO_DATA_SET = _NUMBER.pack(0, 0x0100, 2, 0x8001), _NUMBER.pack(0, 0x0800, 2, 0x0101)  # PS3.7 Annex E.1
 
 
@@ -44,8 +45,8 @@ class StoreRequest:
 class Taking(Filling, Protocol):
     """Takes one data set, piece by piece; nothing of it raises."""
 
-    def answer(self) -> Answer:
-        """Return what to answer now that the data set is whole."""
+    def answer(self, reply: native.Reply | None = None) -> Answer:
+        """Return what to answer now that the data set is whole; `reply` says that all is well, and may be sent."""
 
     def abandon(self) -> None:
         """Forget it: there will be no more."""
@@ -183,8 +184,18 @@ class Inflow:
         except BaseException:
             taking.abandon()
             raise
-        self._answer = response(context_id, request, taking.answer())
+        self._conclude(context_id, request, taking)
         return b""
+
+    def _conclude(self, context_id: int, request: StoreRequest, taking: Taking) -> None:
+        """Have what was taken made durable, and the request answered: as soon as it is, or before anything else is."""
+        if self._flow is None:
+            self._answer = response(context_id, request, taking.answer())
+            return
+        reply = native.Reply(self._connection, response(context_id, request, _SUCCESS))
+        answer = taking.answer(reply)
+        if not reply.is_sent:
+            self._answer = response(context_id, request, answer)
 
     def _taking(self, context_id: int, request: StoreRequest) -> Taking | None:
         if self._memory is None:

@@ -9,6 +9,7 @@ import structlog
 from dicom_node.associations import Associations, Opened
 from dicom_node.errors import InvalidInstance, Unavailable
 from dicom_node.intake import Incoming
+from dicom_node.native import Reply
 from dicom_node.services import Answer, Status
 
 log = structlog.get_logger()
@@ -40,11 +41,14 @@ class Storing:
         if self._refusal is None:
             self._try(lambda: self._taken(number))
 
-    def answer(self) -> Answer:
-        """Make durable what was taken, and return what to answer."""
+    def answer(self, reply: Reply | None = None) -> Answer:
+        """Make durable what was taken, and return what to answer.
+
+        `reply` says that all went well; it is sent as soon as that is true, if it can be, and says whether it was.
+        """
         with self._associations.working(self._opened):
             if self._refusal is None:
-                self._try(self._kept)
+                self._try(lambda: self._kept(reply))
             self.abandon()
             answer = self._refusal or Answer(Status.SUCCESS)
             if self._refusal is None:
@@ -76,11 +80,11 @@ class Storing:
             raise Unavailable("Larger than receive.maximum_instance_megabytes")
         incoming.took(number)
 
-    def _kept(self) -> None:
+    def _kept(self, reply: Reply | None) -> None:
         incoming = self._open_file()
         if not incoming.received:
             raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The C-STORE request has no data set")
-        incoming.keep()
+        incoming.keep(reply)
         self._opened.bytes += incoming.received
 
     def _open_file(self) -> Incoming:

@@ -11,12 +11,13 @@ import errno
 import os
 import socket
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_VERSION = 3  # of the library that these declarations fit
+_VERSION = 4  # of the library that these declarations fit
 _LIBRARY = Path(__file__).with_name("library.so")
 _OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
 _SHORT = 1 << 20  # bytes; of nothing but empty elements they take half a millisecond
@@ -25,6 +26,7 @@ _SCANS: list[Any] = [
     *(ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p),
 ]
 GONE, LATE, VIOLATION, PROGRESS, FULL, WHOLE = -1, -2, -3, 0, 1, 2
+_UNSENT = -4
 
 Bytes = bytes | bytearray | memoryview
 
@@ -59,7 +61,7 @@ def _load() -> ctypes.CDLL | None:
     library.dicom_node_exchange.argtypes = [ctypes.c_int, address, size, ctypes.c_int, address, size]
     library.dicom_node_exchange.restype = ctypes.c_ssize_t
     library.dicom_node_fragments.argtypes = [address, address, size, address]
-    library.dicom_node_land.argtypes = [ctypes.c_int, address, size]
+    library.dicom_node_land.argtypes = [ctypes.c_int, address, size, ctypes.c_int, address, size]
     library.dicom_node_scan.argtypes = _SCANS
     return library
 
@@ -111,7 +113,7 @@ class Flow:
         self._ahead, self._ahead_at = ahead, _address(ahead)
 
     def exchange(self, answer: bytes, seconds: float) -> bytes | None:
-        """Send `answer`; return the beginning of the next message, its first fragment at most, if it comes in time.
+        """Send `answer`, if there is one; return the beginning of the next message, its first fragment at most, if it comes in time.
 
         Empty where nothing comes within `seconds`, None where the connection has ended.
         """
@@ -143,18 +145,30 @@ class Flow:
         return int(self._flow.in_pdu)
 
 
-def land(descriptor: int, content: memoryview) -> bool:
-    """Write a whole file, make it durable, and close it; `content` begins at a page boundary.
+@dataclass(slots=True)
+class Reply:
+    """What a peer is to be told as soon as something is durable."""
+
+    connection: socket.socket
+    content: bytes
+    is_sent: bool = False
+
+
+def land(descriptor: int, content: memoryview, reply: Reply | None = None) -> bool:
+    """Write a whole file, make it durable, and close it; then send `reply`. `content` begins at a page boundary.
 
     False: not done, and the usual way has to do it. Raises OSError where the disk does not take it.
     """
     if _library is None:
         return False
-    wrong = _library.dicom_node_land(descriptor, _address(content), len(content))
+    connection, answer = (-1, b"") if reply is None else (reply.connection.fileno(), reply.content)
+    wrong = _library.dicom_node_land(descriptor, _address(content), len(content), connection, answer, len(answer))
     if wrong in (errno.EINVAL, errno.EAGAIN):
         return False
-    if wrong:
+    if wrong > 0:
         raise OSError(wrong, os.strerror(wrong))
+    if reply is not None:
+        reply.is_sent = wrong != _UNSENT
     return True
 
 

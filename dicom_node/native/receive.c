@@ -18,9 +18,9 @@
 #include <unistd.h>
 
 enum { P_DATA_TF = 0x04, PDU_HEAD = 6, PDV_HEAD = 6, COMMAND = 1, LAST = 2, BLOCK = 4096 }; /* PS3.8 9.3.5, E.2 */
-enum { GONE = -1, LATE = -2, VIOLATION = -3, PROGRESS = 0, FULL = 1, WHOLE = 2 };
+enum { GONE = -1, LATE = -2, VIOLATION = -3, PROGRESS = 0, FULL = 1, WHOLE = 2, UNSENT = -4 };
 
-int dicom_node_version(void) { return 3; } /* changes with any argument or field: Python asks before it calls */
+int dicom_node_version(void) { return 4; } /* changes with any argument or field: Python asks before it calls */
 
 static int64_t now(void) {
     struct timespec at;
@@ -38,16 +38,22 @@ static ssize_t read_all(int connection, void *into, size_t size) {
     return got;
 }
 
-/* Answer the message before, and read the beginning of the next, if it comes within so many milliseconds: the head of
+static int send_all(int connection, const uint8_t *answer, size_t length) {
+    for (ssize_t sent; length; answer += sent, length -= (size_t)sent) {
+        do sent = send(connection, answer, length, MSG_NOSIGNAL); while (sent < 0 && errno == EINTR);
+        if (sent < 0)
+            return UNSENT;
+    }
+    return 0;
+}
+
+/* Answer the message before, unless that has been done, and read the beginning of the next, if it comes within so many milliseconds: the head of
    a PDU and, where that is a P-DATA-TF with a fragment of a command set that fits, that fragment. Return how many bytes
    there are; 0 where none came in time, -1 where there will be none. */
 ssize_t dicom_node_exchange(int connection, const uint8_t *answer, size_t length, int milliseconds, uint8_t *into,
                             size_t size) {
-    for (ssize_t sent; length; answer += sent, length -= (size_t)sent) {
-        do sent = send(connection, answer, length, MSG_NOSIGNAL); while (sent < 0 && errno == EINTR);
-        if (sent < 0)
-            return -1;
-    }
+    if (send_all(connection, answer, length))
+        return -1;
     struct pollfd waiting = {.fd = connection, .events = POLLIN};
     int ready;
     do ready = poll(&waiting, 1, milliseconds); while (ready < 0 && errno == EINTR);
@@ -168,10 +174,11 @@ static int write_all(int file, const uint8_t *content, size_t size, off_t at) {
 }
 
 /* Write a whole file out of memory that begins at a block's boundary: the part of a block at its end by the page cache,
-   then the blocks before it past it. On return 0 all of it is on stable storage, and the file is closed. Else an error
-   number: EAGAIN where the disk took but a part, EINVAL where the file system knows no O_DIRECT; nothing is lost then
-   that the usual way mends. */
-int dicom_node_land(int file, const uint8_t *content, size_t size) {
+   then the blocks before it past it. On return 0 all of it is on stable storage, the file is closed, and the answer is
+   sent; UNSENT where only that has failed. Else an error number: EAGAIN where the disk took but a part, EINVAL where the
+   file system knows no O_DIRECT; nothing is lost then that the usual way mends. */
+int dicom_node_land(int file, const uint8_t *content, size_t size, int connection, const uint8_t *answer,
+                    size_t length) {
     size_t blocks = size - size % BLOCK;
     int wrong = 0;
     if (size > blocks) {
@@ -185,9 +192,11 @@ int dicom_node_land(int file, const uint8_t *content, size_t size) {
         wrong = errno;
     if (!wrong && !found.st_nlink)
         wrong = ESTALE; /* somebody has deleted it: nobody would find what is acknowledged */
-    if (wrong)
+    if (wrong) {
         fcntl(file, F_SETFL, 0); /* as it was: the usual way begins by the page cache */
-    else
-        close(file);
+        return wrong;
+    }
+    wrong = send_all(connection, answer, length);
+    close(file);
     return wrong;
 }

@@ -60,7 +60,7 @@ class _Taken:
         assert 0 < number <= len(_ROOM)
         self.size += number
 
-    def answer(self) -> Answer:
+    def answer(self, reply: object = None) -> Answer:
         return Answer(0x0000)
 
     def abandon(self) -> None:

@@ -366,7 +366,7 @@ def test_a_connection_cut_while_its_instance_is_stored_holds_nothing_open(receiv
     node = receiver()
     keep, entered, go_on = Incoming.keep, threading.Event(), threading.Event()
 
-    def slow(self):
+    def slow(self, *about):
         entered.set()
         go_on.wait(10)
         return keep(self)
@@ -424,7 +424,7 @@ def test_a_stop_finishes_the_instance_in_flight(receiver, monkeypatch):
     node = receiver()
     keep, entered = Incoming.keep, threading.Event()
 
-    def slow(self):
+    def slow(self, *about):
         entered.set()
         time.sleep(0.5)
         return keep(self)

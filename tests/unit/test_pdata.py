@@ -16,6 +16,7 @@ from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dsutils import encode
 from pynetdicom.pdu import P_DATA_TF
 
+from dicom_node.native import Reply
 from dicom_node.pdata import Broken, Inflow, StoreRequest, Violation, read_store_request, response
 from dicom_node.services import Answer
 from dicom_node.sockets import limit_waits
@@ -60,7 +61,7 @@ class Taken:
     def took(self, number: int) -> None:
         self.pieces.append(bytes(self._room[:number]))
 
-    def answer(self) -> Answer:
+    def answer(self, reply: Reply | None = None) -> Answer:
         self.whole.append(b"".join(self.pieces))
         self.pieces = []
         return Answer(self.status, "why not" if self.status else "", 0x00080018 if self.status else None)
