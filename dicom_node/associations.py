@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,7 @@ class Opened:
     stored: int = 0
     refused: int = 0
     bytes: int = 0
+    latest: int = 0  # bytes of the data set that was stored last: the next may have as many
 
 
 class Associations:
@@ -88,21 +88,20 @@ class Associations:
                 return
         self._close(opened)
 
-    @contextmanager
-    def working(self, opened: Opened) -> Iterator[None]:
-        """Count an instance as being made durable, and its association as busy."""
+    def begin_work(self, opened: Opened) -> None:
+        """Count an instance as being made durable, and its association as busy, until `end_work`."""
         with self._lock:
             self._at_work += 1
             opened.busy = True
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._at_work -= 1
-                opened.busy = False
-                is_last = opened.gone
-            if is_last:
-                self._close(opened)
+
+    def end_work(self, opened: Opened) -> None:
+        """Count it no more."""
+        with self._lock:
+            self._at_work -= 1
+            opened.busy = False
+            is_last = opened.gone
+        if is_last:
+            self._close(opened)
 
     def _close(self, opened: Opened) -> None:
         if opened.stored or opened.refused:

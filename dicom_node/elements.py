@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, auto
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from dicom_node import native
@@ -53,10 +53,13 @@ class Place(NamedTuple):
     length: int
 
 
+_place: Callable[[tuple[str, int, int]], Place] = partial(tuple.__new__, Place)  # Place._make, and no call in Python
+
+
 def scan(
     view: Bytes, is_implicit: bool, wanted: frozenset[int], stop_at: int = PIXEL_DATA, *, is_whole: bool = True
 ) -> dict[int, Place]:
-    """Return the places of the `wanted` top-level elements of a little-endian data set without meta information.
+    """Return where the `wanted` top-level elements of a little-endian data set without meta information lie, in order.
 
     The scan ends with the first tag that is `stop_at` or above, whose value need not lie in `view` and whose
     length may be UNDEFINED_LENGTH, and before the first above all that are wanted. Of other elements of undefined
@@ -68,7 +71,7 @@ def scan(
             everything than an object can mean.
     """
     if (places := _wanted(wanted).scan(view, is_implicit, stop_at, is_whole=is_whole)) is not None:
-        return {tag: Place(vr, offset, length) for tag, vr, offset, length in places}
+        return {tag: _place(where) for tag, where in places}
     found: dict[int, Place] = {}
     last, before, at, end = max(wanted, default=-1), -1, 0, len(view)
     if is_implicit and bytes(view[4:6]) in EXPLICIT_HEADS:

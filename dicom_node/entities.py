@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Orientation = tuple[float, float, float, float, float, float]
 Position = tuple[float, float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class SlicePlace:
+class SlicePlace(NamedTuple):
     """Where one image lies: Image Orientation and Image Position (Patient), mm (PS3.3 C.7.6.2)."""
 
     image_orientation_patient: Orientation
     image_position_patient: Position
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What the node reads of an instance while it arrives; no pixel data, no patient identity."""
 
     sop_class_uid: str
@@ -31,8 +30,7 @@ class Header:
     is_own_result: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """One SOP Instance on disk; `path` is relative to the spool, `digest` is that of the dataset as received."""
 
     header: Header

@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
@@ -51,6 +51,7 @@ _TAGS = [
     _NUMBER_OF_FRAMES,
     _NUMBER_OF_SLICES,
 ]
+_ALIKE = [tag for tag in _TAGS if tag not in (_SOP_INSTANCE_UID, _IMAGE_POSITION_PATIENT)]
 _WANTED = frozenset({*_TAGS, *range(_PIXEL_DATA_GROUP, 0x7FE00011)})
 _PARSED = frozenset({*_TAGS, 0x00080005})  # pydicom reads Specific Character Set in any case
 _KEYWORDS = {
@@ -84,26 +85,30 @@ def read_beginning(data: Bytes, transfer_syntax_uid: str) -> tuple[Header, int] 
         places = scan(data, transfer_syntax_uid == ImplicitVRLittleEndian, _WANTED, _PIXEL_DATA_GROUP, is_whole=False)
     except NotUnderstood:
         return None
-    pixel_data = places.get(max(places, default=0))
-    if pixel_data is None or max(places) < _PIXEL_DATA_GROUP:
+    if not places:
+        return None
+    last, pixel_data = places.popitem()
+    if last < _PIXEL_DATA_GROUP:
         return None
     end = pixel_data.offset + (0 if pixel_data.length == UNDEFINED_LENGTH else pixel_data.length)
-    return _header(_values(data, places)), end
+    return _header(_values(bytes(data[: pixel_data.offset]), places)), end
 
 
 def _header(values: Values) -> Header:
     if not values:
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set has none of the elements of an instance")
+    value = values.get
+    alike = _alike(tuple([value(tag, b"") for tag in _ALIKE]))
     return Header(
-        sop_class_uid=_uid(values, _SOP_CLASS_UID),
-        sop_instance_uid=_uid(values, _SOP_INSTANCE_UID),
-        study_instance_uid=_uid(values, _STUDY_INSTANCE_UID),
-        series_instance_uid=_uid(values, _SERIES_INSTANCE_UID),
-        modality=_code(_text(values, _MODALITY)),
-        number_of_frames=_integer(_text(values, _NUMBER_OF_FRAMES)) or 1,
-        announced=_announced(values),
-        place=_place(values),
-        is_own_result=_text(values, _MANUFACTURER_MODEL_NAME) == MANUFACTURER_MODEL_NAME,
+        alike.sop_class_uid,
+        _uid(_SOP_INSTANCE_UID, value(_SOP_INSTANCE_UID, b"")),
+        alike.study_instance_uid,
+        alike.series_instance_uid,
+        alike.modality,
+        alike.number_of_frames,
+        alike.announced,
+        _place(alike.orientation, value(_IMAGE_POSITION_PATIENT, b"")),
+        alike.is_own_result,
     )
 
 
@@ -232,39 +237,60 @@ def _inflated(data: Bytes) -> tuple[bytearray, bool]:
 _remembered = lru_cache(maxsize=1024)
 
 
+class _Alike(NamedTuple):
+    """What is understood of the elements that are as a rule the same in all instances of a series."""
+
+    sop_class_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    modality: str
+    number_of_frames: int
+    announced: int | None
+    orientation: tuple[float, ...]
+    is_own_result: bool
+
+
 @_remembered
+def _alike(encoded: tuple[bytes, ...]) -> _Alike:
+    """Understand the values of `_ALIKE`, in their order."""
+    values = dict(zip(_ALIKE, encoded, strict=True))
+    return _Alike(
+        sop_class_uid=_uid(_SOP_CLASS_UID, values[_SOP_CLASS_UID]),
+        study_instance_uid=_uid(_STUDY_INSTANCE_UID, values[_STUDY_INSTANCE_UID]),
+        series_instance_uid=_uid(_SERIES_INSTANCE_UID, values[_SERIES_INSTANCE_UID]),
+        modality=_code(_string(values[_MODALITY])),
+        number_of_frames=_integer(values[_NUMBER_OF_FRAMES]) or 1,
+        announced=_announced(values),
+        orientation=_numbers(values[_IMAGE_ORIENTATION_PATIENT]),
+        is_own_result=_string(values[_MANUFACTURER_MODEL_NAME]) == MANUFACTURER_MODEL_NAME,
+    )
+
+
 def _string(value: bytes) -> str:
     return value.decode("ascii", "replace").strip("\x00 ")
 
 
-def _text(values: Values, tag: int) -> str:
-    return _string(values.get(tag, b""))
-
-
-def _uid(values: Values, tag: int) -> str:
+def _uid(tag: int, value: bytes) -> str:
     """Return a UID that names the instance; vendors' leading zeros are let through, path tricks are not."""
-    text = _text(values, tag)
+    text = _string(value)
     if not _can_name(text):
         problem = "missing" if not text else "malformed"
         raise InvalidInstance(Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, f"{_KEYWORDS[tag]} is {problem}", tag)
     return text
 
 
-@_remembered
 def _can_name(text: str) -> bool:
     return _LENIENT_UID.fullmatch(text) is not None and ".." not in text
 
 
-@_remembered
 def _code(modality: str) -> str:
     """Return the Modality as the ledger can hold it: whatever a broken sender puts in, at most 16 plain characters."""
     return "".join(letter for letter in modality if " " <= letter <= "~").strip()[:16]
 
 
-@_remembered
-def _integer(text: str) -> int | None:
+def _integer(value: bytes) -> int | None:
     try:
-        number = int(text)
+        number = int(_string(value))
     except ValueError:
         return None
     return number if 0 <= number <= _LARGEST_INTEGER else None
@@ -277,28 +303,26 @@ def _announced(values: Values) -> int | None:
     Acquisition say it of what usually is the series.
     """
     for number in (
-        _integer(_text(values, _NUMBER_OF_SERIES_RELATED_INSTANCES)),
-        int.from_bytes(values.get(_NUMBER_OF_SLICES, b""), "little"),
-        _integer(_text(values, _IMAGES_IN_ACQUISITION)),
+        _integer(values[_NUMBER_OF_SERIES_RELATED_INSTANCES]),
+        int.from_bytes(values[_NUMBER_OF_SLICES], "little"),
+        _integer(values[_IMAGES_IN_ACQUISITION]),
     ):
         if number is not None and 1 < number <= _LARGEST_INTEGER:
             return number
     return None
 
 
-def _place(values: Values) -> SlicePlace | None:
-    orientation = _numbers(_text(values, _IMAGE_ORIENTATION_PATIENT))
-    position = _numbers(_text(values, _IMAGE_POSITION_PATIENT))
+def _place(orientation: tuple[float, ...], encoded: bytes) -> SlicePlace | None:
+    position = _numbers(encoded)
     if len(orientation) != 6 or len(position) != 3:
         return None
     return SlicePlace(orientation, position)
 
 
-@_remembered
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(value: bytes) -> tuple[float, ...]:
     """Return the finite numbers of a text; none where it has anything else."""
     try:
-        numbers = tuple(map(float, text.split("\\")))
+        numbers = tuple(map(float, _string(value).split("\\")))
     except ValueError:
         return ()
     return numbers if all(map(math.isfinite, numbers)) else ()

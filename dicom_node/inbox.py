@@ -142,46 +142,33 @@ def _delete(path: Path) -> None:
         path.unlink()
 
 
-class Arriving:
-    """One file while it is being received: no trace if anything fails."""
+class Arriving(Landing):
+    """One file while it is being received: no trace if anything fails, which is Unavailable then."""
 
     def __init__(self, slot: Slot, lead: int, room: memoryview | None) -> None:
         """Write to `slot`, from `lead` on, out of `room`, or memory of its own where there is none."""
-        self._path = slot.path
+        super().__init__(slot.descriptor, memory() if room is None else room, lead=lead)
+        self.path = slot.path
         self._is_kept = False
-        self._landing = Landing(slot.descriptor, memory() if room is None else room, lead=lead)
-
-    @property
-    def size(self) -> int:
-        """Return how many bytes there are, with the room for the head."""
-        return self._landing.size
-
-    def room(self) -> memoryview:
-        """Return where the next bytes go: at least one."""
-        return self._landing.room()
 
     def took(self, number: int) -> None:
         """Note that so many bytes have come into the room; raise Unavailable where the disk does not take them."""
         with availability():
-            self._landing.took(number)
+            super().took(number)
 
     def whole(self) -> memoryview:
         """Return the bytes that are there, after as many as the head will have."""
         with availability():
-            return self._landing.whole()
+            return super().whole()
 
-    def keep(self, head: bytes, reply: Reply | None = None) -> Path:
-        """Write what room was left for, and return the path; on return all of it is on stable storage.
-
-        `reply` is sent at once then, if it can be; it says whether it was.
-        """
+    def keep(self, lead: bytes, reply: Reply | None = None) -> None:
+        """Write what room was left for; on return all of it is on stable storage, and found by `path`."""
         with availability():
-            self._landing.keep(head, reply)
+            super().keep(lead, reply)
         self._is_kept = True
-        return self._path
 
     def close(self) -> None:
         """Let go of it; what was not kept is gone."""
-        self._landing.close()
+        super().close()
         if not self._is_kept:
-            _delete(self._path)
+            _delete(self.path)

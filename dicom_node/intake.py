@@ -40,15 +40,17 @@ class Intake:
         transfer_syntax_uid: str,
         association: AssociationIdentity,
         room: memoryview | None = None,
+        expected: int = 0,
     ) -> Incoming:
         """Open a file for what a C-STORE command announces; raise Unavailable where nothing can be kept now.
 
-        Its bytes go through `room`, where there is one that is nobody else's meanwhile.
+        Its bytes go through `room`, where there is one that is nobody else's meanwhile; `expected` is how many there
+        may be.
         """
         self._recorder.require_room()
         self._spool.require_room()
         named = affected_sop_class_uid, affected_sop_instance_uid
-        head = preamble(*named, transfer_syntax_uid, association.calling_ae_title)
+        head = preamble(*named, transfer_syntax_uid, association.calling_ae_title, expected=expected)
         file = self._spool.inbox.open(lead=len(head), room=room)
         return Incoming(self, file, head, named, transfer_syntax_uid, association)
 
@@ -96,26 +98,20 @@ class Incoming:
         self._head = head
         self._digest = digesting()
         self._beginning: tuple[Header, int] | None = None
+        self.received = 0  # bytes of the data set
+        self.room = file.room  # where its next bytes go: at least one
         self.transfer_syntax_uid = transfer_syntax_uid
         self.association = association
-
-    @property
-    def received(self) -> int:
-        """Return how many bytes of the data set are there."""
-        return self._file.size - len(self._head)
-
-    def room(self) -> memoryview:
-        """Return where the next bytes of the data set go: at least one."""
-        return self._file.room()
 
     def took(self, number: int) -> None:
         """Note that so many bytes have come into the room; raise Unavailable where they cannot be kept."""
         self._intake.require_room(number)
-        fragment = self._file.room()[:number]
+        fragment = self.room()[:number]
         if not self.received:  # while it is at hand: what stands before the pixel data seldom needs more
             self._beginning = read_beginning(fragment, self.transfer_syntax_uid)
         feed(self._digest, fragment)
         self._file.took(number)
+        self.received += number
 
     def keep(self, reply: Reply | None = None) -> Header:
         """Check the whole and make it durable; on return it may be acknowledged, or has been with `reply`.
@@ -125,8 +121,8 @@ class Incoming:
             Unavailable: it cannot be kept now (0xA700); nothing of it remains.
         """
         header = self._checked()
-        path = self._file.keep(vouching(self._head, self._digest.digest()), reply)
-        self._intake.kept(header, path, self._digest.hexdigest(), self._file.size, self)
+        self._file.keep(vouching(self._head, self._digest.digest()), reply)
+        self._intake.kept(header, self._file.path, self._digest.hexdigest(), self._file.size, self)
         return header
 
     def _checked(self) -> Header:

@@ -76,14 +76,10 @@ class Landing:
         self._memory[:lead] = bytes(lead)  # it may hold that of the file before
         self._at = 0  # where in the file the memory begins
         self._filled = lead
+        self.size = lead  # bytes that the file has so far, written or not, with its lead
         self._first = b""  # the first block of a file that is longer than the memory; it goes last
         self._is_direct = False
         self._may_be_direct = True
-
-    @property
-    def size(self) -> int:
-        """Return how many bytes the file has so far, written or not, with its lead."""
-        return self._at + self._filled
 
     def room(self) -> memoryview:
         """Return where the next bytes go; there is always room for one."""
@@ -92,6 +88,7 @@ class Landing:
     def took(self, number: int) -> None:
         """Note that so many bytes have come into the room; raise OSError where the disk does not take them."""
         self._filled += number
+        self.size += number
         if self._filled < len(self._memory):
             return
         if not self._at:
@@ -126,10 +123,13 @@ class Landing:
         os.fsync(self._descriptor)
         if not os.fstat(self._descriptor).st_nlink:  # nobody would find what is acknowledged
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        self.close()
+        self._let_go()
 
     def close(self) -> None:
         """Close the file, whatever has come of it."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -2,6 +2,12 @@
 
 The meta information of what the node receives ends with Private Information (0002,0102): the digest of the data set.
 A file whose bytes did not all reach the disk before the power failed is known for what it is, without the ledger.
+
+Zeros before the digest may make the file end where a block does. Slices of a series often have the same length, and
+what fills blocks goes to the disk in one write past the page cache, for no more room on the disk.
+
+Zeros before the digest may make the file end where a block does. Slices of a series often have the same length, and
+what fills blocks goes to the disk in one write past the page cache, for no more room on the disk.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from typing import Protocol
 from dicom_node import __version__
 from dicom_node.digest import SIZE, digesting_like, is_digest
 from dicom_node.labelling import derive_uid
+from dicom_node.landing import BLOCK
 
 IMPLEMENTATION_CLASS_UID = derive_uid("implementation", "dicom-node")
 IMPLEMENTATION_VERSION_NAME = f"DICOM-NODE {__version__}"[:16]
@@ -22,6 +29,8 @@ _META_HEAD = 144  # bytes of preamble, prefix and the element that says how long
 _META_LENGTH = b"DICM" + b"\x02\x00\x00\x00UL\x04\x00"
 _BEGINNING = b"\x00" * 128 + _META_LENGTH
 _LONGEST_META = 1 << 16
+_EARLIER_SIZE = 32  # bytes of the digest in files of earlier versions
+_EARLIER_SIZE = 32  # bytes of the digest in files of earlier versions
 _PIECE = 1 << 20
 
 
@@ -43,10 +52,18 @@ class Origin:
     data_set_at: int  # offset, bytes
 
 
-def preamble(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> bytes:
-    """Return everything before the data set; its last bytes are the place of the data set's digest."""
+def preamble(
+    sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae_title: str, *, expected: int = 0
+) -> bytes:
+    """Return everything before the data set; its last bytes are the place of the data set's digest.
+
+    `expected` is how many bytes the data set may have: if it has, the file fills whole blocks.
+    """
     before, after = _around(sop_class_uid, transfer_syntax_uid, calling_ae_title)
     elements = before + _uid(0x0003, sop_instance_uid) + after
+    zeros = -(_META_HEAD + len(elements) + expected) % BLOCK if expected else 0
+    if zeros and zeros % 2 == 0 and SIZE + zeros != _EARLIER_SIZE:
+        elements = elements[: -SIZE - 4] + (SIZE + zeros).to_bytes(4, "little") + bytes(SIZE + zeros)
     return _BEGINNING + len(elements).to_bytes(4, "little") + elements
 
 
@@ -81,6 +98,8 @@ def read_origin(file: _Readable) -> Origin:
     file.seek(_META_HEAD)
     values = dict(_elements(file.read(start - _META_HEAD)))
     digest = values.get(0x0102)
+    if digest is not None and len(digest) != _EARLIER_SIZE:
+        digest = digest[-SIZE:]
     return Origin(
         values.get(0x0010, b"").rstrip(b"\x00").decode("ascii", "replace"),
         values.get(0x0016, b"").decode("ascii", "replace").strip(),

@@ -13,13 +13,12 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dicom_node import native
 from dicom_node.landing import Filling, borrow, give_back
-from dicom_node.services import Answer, Status
+from dicom_node.services import SUCCESS, Answer
 
 _P_DATA_TF = 0x04
 _COMMAND, _LAST = 0x01, 0x02  # message control header (PS3.8 Annex E.2)
@@ -29,12 +28,10 @@ _PDU_HEAD = struct.Struct(">BxL")
 _PDV_HEAD = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")
 _NUMBER, _GROUP_LENGTH = struct.Struct("<HHLH"), struct.Struct("<HHLL")  # elements with a value of US, of UL
-_SUCCESS = Answer(Status.SUCCESS)
 _C_STORE_RSP, _NO_DATA_SET = _NUMBER.pack(0, 0x0100, 2, 0x8001), _NUMBER.pack(0, 0x0800, 2, 0x0101)  # PS3.7 Annex E.1
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRequest:
+class StoreRequest(NamedTuple):
     """The command of a C-STORE (PS3.7 Table 9.3-1), as far as it is acted upon."""
 
     message_id: int
@@ -63,20 +60,23 @@ class Violation(Broken):
 def read_store_request(command: bytes) -> StoreRequest | None:
     """Return the request that a command set is; None where it is another, or one that is not understood."""
     elements: dict[int, bytes] = {}
-    at, end = 0, len(command)
+    at, end, head = 0, len(command), _ELEMENT.unpack_from
     while at + 8 <= end:
-        group, element, length = _ELEMENT.unpack_from(command, at)
+        group, element, length = head(command, at)
         at += 8 + length
         if group or at > end:
             return None
         elements[element] = command[at - length : at]
-    if elements.get(0x0100) != b"\x01\x00" or elements.get(0x0800) in (None, b"\x01\x01"):
+    value = elements.get
+    message_id = value(0x0110, b"")
+    if value(0x0100) != b"\x01\x00" or value(0x0800) in (None, b"\x01\x01") or len(message_id) != 2 or at != end:
         return None
-    message_id = elements.get(0x0110, b"")
-    sop_class_uid, sop_instance_uid = (elements.get(tag, b"").rstrip(b"\x00 ") for tag in (0x0002, 0x1000))
-    if len(message_id) != 2 or not sop_class_uid.isascii() or not sop_instance_uid.isascii() or at != end:
+    try:
+        sop_class_uid, sop_instance_uid = str(value(0x0002, b""), "ascii"), str(value(0x1000, b""), "ascii")
+    except UnicodeDecodeError:
         return None
-    return StoreRequest(int.from_bytes(message_id, "little"), sop_class_uid.decode(), sop_instance_uid.decode())
+    message = int.from_bytes(message_id, "little")
+    return StoreRequest(message, sop_class_uid.rstrip("\x00 "), sop_instance_uid.rstrip("\x00 "))
 
 
 def response(context_id: int, request: StoreRequest, answer: Answer) -> bytes:
@@ -192,7 +192,7 @@ class Inflow:
         if self._flow is None:
             self._answer = response(context_id, request, taking.answer())
             return
-        reply = native.Reply(self._connection, response(context_id, request, _SUCCESS))
+        reply = native.Reply(self._connection, response(context_id, request, SUCCESS))
         answer = taking.answer(reply)
         if not reply.is_sent:
             self._answer = response(context_id, request, answer)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -45,8 +46,7 @@ class Outcome(StrEnum):
     QUARANTINED = "quarantined"  # other bytes under the same SOP Instance UID: the first stay, these are set aside
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One instance in the inbox: durable, acknowledged, not recorded yet."""
 
     header: Header

@@ -252,6 +252,7 @@ class Scp:
             transfer_syntax_uid=transfer_syntax_uid,
             association=opened.identity,
             room=room,
+            expected=opened.latest,
         )
         maximum = self._settings.receive.maximum_instance_megabytes * _MEGABYTE
         return Storing(self._associations, opened, begin, maximum=maximum)

@@ -216,6 +216,8 @@ class Answer:
     offending_element: int | None = None
 
 
+SUCCESS = Answer(Status.SUCCESS)
+
 STORE_ANSWERS: dict[Status, str] = {
     Status.SUCCESS: "on stable storage, and in the ledger a moment later; also for the same bytes again, and for other "
     "bytes under a UID that is taken (set aside, event for the operator)",

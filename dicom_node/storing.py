@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 
@@ -10,9 +11,10 @@ from dicom_node.associations import Associations, Opened
 from dicom_node.errors import InvalidInstance, Unavailable
 from dicom_node.intake import Incoming
 from dicom_node.native import Reply
-from dicom_node.services import Answer, Status
+from dicom_node.services import SUCCESS, Answer, Status
 
 log = structlog.get_logger()
+Argument = TypeVar("Argument")
 
 _WASTE = memoryview(bytearray(1 << 18))  # what comes for nothing: written by everybody, read by nobody
 
@@ -29,7 +31,7 @@ class Storing:
         self._maximum = maximum
         self._incoming: Incoming | None = None
         self._refusal: Answer | None = None
-        self._try(lambda: self._begun(begin))
+        self._try(self._begun, begin)
 
     def room(self) -> memoryview:
         """Return where the next bytes go; those of one that is refused already go where nobody looks."""
@@ -39,27 +41,33 @@ class Storing:
     def took(self, number: int) -> None:
         """Note that so many bytes have come into the room."""
         if self._refusal is None:
-            self._try(lambda: self._taken(number))
+            self._try(self._taken, number)
 
     def answer(self, reply: Reply | None = None) -> Answer:
         """Make durable what was taken, and return what to answer.
 
         `reply` says that all went well; it is sent as soon as that is true, if it can be, and says whether it was.
         """
-        with self._associations.working(self._opened):
+        opened = self._opened
+        self._associations.begin_work(opened)
+        try:
             if self._refusal is None:
-                self._try(lambda: self._kept(reply))
+                self._try(self._kept, reply)
             self.abandon()
-            answer = self._refusal or Answer(Status.SUCCESS)
             if self._refusal is None:
-                self._opened.stored += 1
+                opened.stored += 1
             else:
-                self._opened.refused += 1
-        if self._refusal is not None:
-            title = self._opened.identity.calling_ae_title
-            status = f"0x{answer.status:04X}"
-            log.warning("store.refused", status=status, reason=answer.comment, calling_ae_title=title)
-        return answer
+                opened.refused += 1
+        finally:
+            self._associations.end_work(opened)
+        if self._refusal is None:
+            return SUCCESS
+        self._log(self._refusal)
+        return self._refusal
+
+    def _log(self, refusal: Answer) -> None:
+        title = self._opened.identity.calling_ae_title
+        log.warning("store.refused", status=f"0x{refusal.status:04X}", reason=refusal.comment, calling_ae_title=title)
 
     def abandon(self) -> None:
         """Let go of the file; what was not kept is gone."""
@@ -86,15 +94,16 @@ class Storing:
             raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The C-STORE request has no data set")
         incoming.keep(reply)
         self._opened.bytes += incoming.received
+        self._opened.latest = incoming.received
 
     def _open_file(self) -> Incoming:
         if self._incoming is None:
             raise Unavailable("The association is being closed")
         return self._incoming
 
-    def _try(self, step: Callable[[], None]) -> None:
+    def _try(self, step: Callable[[Argument], None], argument: Argument) -> None:
         try:
-            step()
+            step(argument)
         except InvalidInstance as error:
             self._refusal = Answer(error.status, str(error), error.offending_element)
         except Unavailable as error:

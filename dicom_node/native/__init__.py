@@ -183,8 +183,8 @@ class Wanted:
 
     def scan(
         self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool
-    ) -> list[tuple[int, str, int, int]] | None:
-        """Return tag, VR ("" where implicit), offset and length of what is there; None where C gives up."""
+    ) -> list[tuple[int, tuple[str, int, int]]] | None:
+        """Return each tag and its VR ("" where implicit), offset and length, ascending; None where C gives up."""
         if _library is None:
             return None
         found = self._found()
@@ -197,4 +197,4 @@ class Wanted:
             return None
         numbers = iter(found[: 4 * number])
         places = zip(numbers, numbers, numbers, numbers, strict=True)
-        return [(tag, _VRS.get(vr, ""), offset, length) for tag, vr, offset, length in places]
+        return [(tag, (_VRS.get(vr, ""), offset, length)) for tag, vr, offset, length in places]

@@ -40,7 +40,7 @@ def python(view, is_implicit, wanted, stop_at, is_whole):
 def c(view, is_implicit, wanted, stop_at, is_whole):
     """Return what C finds; None where it gives up."""
     found = native.Wanted(wanted).scan(view, is_implicit, stop_at, is_whole=is_whole)
-    return None if found is None else {tag: tuple(place) for tag, *place in found}
+    return None if found is None else dict(found)
 
 
 def test_c_finds_what_python_finds_in_all_files_of_pydicom():

@@ -25,7 +25,8 @@ def settle(spool: Spool, one: Header, content: bytes = b"x") -> str:
     """Let a file arrive, and give it its place."""
     file = arriving(spool, content, lead=0)
     try:
-        path = spool.settle(file.keep(b""), one)
+        file.keep(b"")
+        path = spool.settle(file.path, one)
     finally:
         file.close()
     spool.sync([path])
@@ -85,7 +86,8 @@ def test_a_file_that_arrives_waits_for_the_ledger_from_the_moment_that_it_is_who
     assert synced == [str(spool.inbox.folder)], "the name is durable before there is anything in the file"
     assert not spool.inbox.waiting()
 
-    path = file.keep(HEAD)
+    file.keep(HEAD)
+    path = file.path
 
     file.close()
     assert path.read_bytes() == HEAD + b"content"
@@ -123,7 +125,8 @@ def test_what_was_made_in_advance_is_gone_when_the_node_ends(spool):
 
 def test_what_a_killed_node_was_receiving_is_swept_at_the_next_start(spool):
     half, whole = arriving(spool, b"half" * 400_000), arriving(spool, b"whole")
-    path = whole.keep(HEAD)
+    whole.keep(HEAD)
+    path = whole.path
 
     again = Spool(spool.storage)
 
