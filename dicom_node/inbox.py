@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from dicom_node import native
 from dicom_node.disk import availability, sync_folder
 from dicom_node.landing import Landing, memory
-from dicom_node.native import Reply
 from dicom_node.part10 import has_head
 
 _ARRIVED = "arrived"
@@ -54,7 +54,7 @@ class Inbox:
         """Return a file to write to, from `lead` on, out of `room`; raise Unavailable where there can be none."""
         with availability():
             slot = self._slot()
-            while not os.fstat(slot.descriptor).st_nlink:  # somebody has tidied up
+            while not native.has_name(slot.descriptor):  # somebody has tidied up
                 os.close(slot.descriptor)
                 slot = self._slot()
             return Arriving(slot, lead, room)
@@ -161,7 +161,7 @@ class Arriving(Landing):
         with availability():
             return super().whole()
 
-    def keep(self, lead: bytes, reply: Reply | None = None) -> None:
+    def keep(self, lead: bytes, reply: native.Reply | None = None) -> None:
         """Write what room was left for; on return all of it is on stable storage, and found by `path`."""
         with availability():
             super().keep(lead, reply)

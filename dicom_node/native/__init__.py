@@ -66,11 +66,11 @@ def _load() -> ctypes.CDLL | None:
     return library
 
 
-def _load_scan() -> Any:
-    """Return the scan as it is called with the interpreter's lock: to have it again would take longer."""
-    scan = ctypes.PyDLL(str(_LIBRARY)).dicom_node_scan
-    scan.argtypes = _SCANS
-    return scan
+def _load_locked() -> Any:
+    """Return what is so short that it keeps the interpreter's lock: to have it again would take longer."""
+    library = ctypes.PyDLL(str(_LIBRARY))
+    library.dicom_node_scan.argtypes = _SCANS
+    return library
 
 
 _Byte = ctypes.c_char
@@ -78,7 +78,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VRS = {ord(first) | ord(second) << 8: first + second for first in _LETTERS for second in _LETTERS}
 _library = _load()
 is_there = _library is not None
-_scan = _load_scan() if is_there else None
+_locked = _load_locked() if is_there else None
 
 
 def _address(view: Bytes) -> int:
@@ -172,6 +172,11 @@ def land(descriptor: int, content: memoryview, reply: Reply | None = None) -> bo
     return True
 
 
+def has_name(descriptor: int) -> bool:
+    """Return whether a file that is open still has a name."""
+    return bool(os.fstat(descriptor).st_nlink if _library is None else _locked.dicom_node_has_name(descriptor))
+
+
 class Wanted:
     """Elements to be looked for by `scan`."""
 
@@ -188,8 +193,8 @@ class Wanted:
         if _library is None:
             return None
         found = self._found()
-        scan: Any = _scan if len(view) <= _SHORT else _library.dicom_node_scan
-        number = scan(
+        library: Any = _locked if len(view) <= _SHORT else _library
+        number = library.dicom_node_scan(
             *(_address(view), len(view), is_implicit, self._at, len(self._tags)),
             *(stop_at, is_whole, found),
         )

@@ -173,6 +173,12 @@ static int write_all(int file, const uint8_t *content, size_t size, off_t at) {
     return written < 0 ? errno : (size_t)written < size ? EAGAIN : 0;
 }
 
+/* Return whether a file still has a name. */
+int dicom_node_has_name(int file) {
+    struct stat found;
+    return !fstat(file, &found) && found.st_nlink;
+}
+
 /* Write a whole file out of memory that begins at a block's boundary: the part of a block at its end by the page cache,
    then the blocks before it past it. On return 0 all of it is on stable storage, the file is closed, and the answer is
    sent; UNSENT where only that has failed. Else an error number: EAGAIN where the disk took but a part, EINVAL where the
@@ -187,10 +193,9 @@ int dicom_node_land(int file, const uint8_t *content, size_t size, int connectio
     }
     if (!wrong && blocks)
         wrong = fcntl(file, F_SETFL, O_DIRECT) < 0 ? errno : write_all(file, content, blocks, 0);
-    struct stat found;
-    if (!wrong && (fsync(file) < 0 || fstat(file, &found) < 0))
+    if (!wrong && fsync(file) < 0)
         wrong = errno;
-    if (!wrong && !found.st_nlink)
+    if (!wrong && !dicom_node_has_name(file))
         wrong = ESTALE; /* somebody has deleted it: nobody would find what is acknowledged */
     if (wrong) {
         fcntl(file, F_SETFL, 0); /* as it was: the usual way begins by the page cache */
