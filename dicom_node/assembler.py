@@ -42,6 +42,7 @@ class Assembler:
         self._spool = spool
         self._completion = completion
         self._routes = routes
+        self._asked = frozenset(keyword for route in routes for keyword in route.when)
         self._catalogue = catalogue
         self._ask_again: dict[_Look, float] = {}
 
@@ -104,11 +105,11 @@ class Assembler:
 
     def _orders(self, series: OpenSeries, instances: Sequence[StoredInstance], now: float) -> tuple[Order, ...]:
         """Return what to run; nothing on the node's own results nor on objects that are no images."""
-        images = [instance for instance in instances if use_of(instance.sop_class_uid) is not Use.KEPT]
-        if series.is_own_result or not images:
+        image = next((instance for instance in instances if use_of(instance.sop_class_uid) is not Use.KEPT), None)
+        if series.is_own_result or image is None or not self._routes:
             return ()
         try:
-            attributes = read_attributes(self._spool.absolute(images[0].path), series.calling_ae_title)
+            attributes = read_attributes(self._spool.absolute(image.path), series.calling_ae_title, self._asked)
         except InputRefused as error:
             log.error("series.unreadable", series_instance_uid=series.series_instance_uid, reason=str(error))
             subject = Subject(series.study_instance_uid, series.series_instance_uid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pydicom import Dataset
@@ -21,18 +21,23 @@ _LONGEST = 1 << 16  # bytes of a value that a route may ask about
 _ITEMS = 100_000  # of sequences, which are passed over: the node reads this itself, and has other things to do
 
 
-def attributes_of(dataset: Dataset, calling_ae_title: str = "") -> dict[str, tuple[str, ...]]:
-    """Return every top-level element that has a keyword and is text or a number; empty values are left out."""
-    attributes = {keyword: values for keyword, values in _elements(dataset) if values}
+def attributes_of(
+    dataset: Dataset, calling_ae_title: str = "", asked: Collection[str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Return every top-level element that has a keyword and is text or a number; empty values are left out.
+
+    Where only some keywords are `asked` for, only those.
+    """
+    attributes = {keyword: values for keyword, values in _elements(dataset, asked) if values}
     if calling_ae_title:
         attributes[CALLING_AE_TITLE] = (calling_ae_title,)
     return attributes
 
 
-def _elements(dataset: Dataset) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _elements(dataset: Dataset, asked: Collection[str] | None) -> Iterator[tuple[str, tuple[str, ...]]]:
     for tag in sorted(dataset.keys()):  # the keys alone: going over the dataset would parse every value
         keyword = keyword_for_tag(tag)
-        if not keyword:
+        if not keyword or (asked is not None and keyword not in asked):
             continue
         try:
             raw = dataset.get_item(tag, keep_deferred=True)
@@ -55,11 +60,13 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(text for text in texts if text)
 
 
-def read_attributes(path: Path, calling_ae_title: str = "") -> dict[str, tuple[str, ...]]:
-    """Read the header of a Part 10 file; raise InputRefused where it is none, Unavailable where the disk is away."""
+def read_attributes(
+    path: Path, calling_ae_title: str = "", asked: Collection[str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Read `attributes_of` a Part 10 file; raise InputRefused where it is none, Unavailable where the disk is away."""
     try:
         dataset = rations.read(path, items=_ITEMS, stop_before_pixels=True, defer_size=_LONGEST)
-        return attributes_of(dataset, calling_ae_title)
+        return attributes_of(dataset, calling_ae_title, asked)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputRefused(f"{path}: {error.strerror}") from error
     except OSError as error:

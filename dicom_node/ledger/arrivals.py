@@ -41,8 +41,7 @@ class Held:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoredInstance:
+class StoredInstance(NamedTuple):
     """One instance of a series, as the ledger has it."""
 
     sop_instance_uid: str
@@ -94,6 +93,12 @@ _GROW = (
         last_activity=bindparam("at"),
         released=False,
     )
+)
+
+_INSTANCES = (
+    select(*(instance.c[name] for name in StoredInstance._fields))
+    .where(instance.c.series_instance_uid == bindparam("uid"))
+    .order_by(instance.c.sop_instance_uid)
 )
 
 # asked twice a second, by a node that has nothing to do as well
@@ -240,23 +245,9 @@ class Arrivals:
 
     def instances_of(self, series_instance_uid: str) -> list[StoredInstance]:
         """Return the instances of a series in the order of their UIDs."""
-        query = (
-            select(instance)
-            .where(instance.c.series_instance_uid == series_instance_uid)
-            .order_by(instance.c.sop_instance_uid)
-        )
         with self._database.reading() as connection:
-            return [_stored_instance(row) for row in connection.execute(query).mappings()]
-
-
-def _stored_instance(row: Any) -> StoredInstance:
-    return StoredInstance(
-        sop_instance_uid=row["sop_instance_uid"],
-        sop_class_uid=row["sop_class_uid"],
-        path=row["path"],
-        digest=row["digest"],
-        place=_place_in(row["place"]),
-    )
+            rows = connection.execute(_INSTANCES, {"uid": series_instance_uid}).all()
+        return [StoredInstance(uid, kind, path, digest, _place_in(place)) for uid, kind, path, digest, place in rows]
 
 
 def _uids(received: Sequence[Received]) -> set[str]:

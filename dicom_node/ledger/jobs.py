@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, func, select, update
 
 from dicom_node.ledger.database import Database
 from dicom_node.ledger.journal import Subject, write_event
@@ -36,6 +36,41 @@ from dicom_node.lifecycle import (
 from dicom_node.routing import Order
 from dicom_node.services import RESULT_KIND_NAMES
 
+# statements that every series needs when it is complete are made once
+_IS_IT = series.c.series_instance_uid == bindparam("uid")
+_DECLARE = (
+    update(series)
+    .where(
+        _IS_IT,
+        series.c.revision == bindparam("seen"),
+        series.c.complete_revision < bindparam("seen"),
+        series.c.last_activity == bindparam("silent_since"),
+        ~exists().where(holding.c.series_instance_uid == series.c.series_instance_uid),
+    )
+    .values(complete_revision=bindparam("seen"))
+)
+_STUDY = select(series.c.study_instance_uid).where(_IS_IT)
+_OLDER = (
+    select(job.c.job_id)
+    .where(
+        job.c.series_instance_uid == bindparam("uid"),
+        job.c.revision < bindparam("seen"),
+        job.c.state.in_([State.QUEUED, State.FAILED]),
+    )
+    .with_for_update()
+)
+_LACKING = (
+    select(job.c.job_id)
+    .join_from(job, series)
+    .where(
+        job.c.state == State.NOT_APPLICABLE,
+        job.c.reason == MISSING_INPUT,
+        series.c.study_instance_uid == bindparam("uid"),
+        series.c.revision == job.c.revision,
+    )
+    .order_by(job.c.job_id)
+)
+
 
 class Jobs:
     """Questions about jobs, and every way to move one."""
@@ -60,15 +95,9 @@ class Jobs:
 
         Returns the new jobs' numbers, or None where the series moved on since it was looked at.
         """
-        unmoved = (
-            (series.c.series_instance_uid == series_instance_uid)
-            & (series.c.revision == revision)
-            & (series.c.complete_revision < revision)
-            & (series.c.last_activity == last_activity)
-            & ~exists().where(holding.c.series_instance_uid == series.c.series_instance_uid)
-        )
+        seen = {"uid": series_instance_uid, "seen": revision, "silent_since": last_activity}
         with self._database.writing() as connection:
-            declared = connection.execute(update(series).where(unmoved).values(complete_revision=revision))
+            declared = connection.execute(_DECLARE, seen)
             if declared.rowcount == 0:
                 return None
             subject = _subject(connection, series_instance_uid)
@@ -119,12 +148,7 @@ class Jobs:
 
     def _supersede(self, connection: Connection, series_instance_uid: str, revision: int, now: float) -> None:
         """Cancel what is left to do for earlier revisions; a running job notices when it finishes."""
-        older = (
-            (job.c.series_instance_uid == series_instance_uid)
-            & (job.c.revision < revision)
-            & job.c.state.in_([State.QUEUED, State.FAILED])
-        )
-        for number in connection.execute(select(job.c.job_id).where(older).with_for_update()).scalars().all():
+        for number in connection.execute(_OLDER, {"uid": series_instance_uid, "seen": revision}).scalars().all():
             move(connection, number, Happening.SUPERSEDED, now, reason="superseded", detail=f"by revision {revision}")
 
     # -- claimed ------------------------------------------------------------------------------------------
@@ -347,8 +371,8 @@ def _stored_result(row: Mapping[Any, Any]) -> StoredResult:
 
 
 def _subject(connection: Connection, series_instance_uid: str) -> Subject:
-    query = select(series.c.study_instance_uid).where(series.c.series_instance_uid == series_instance_uid)
-    return Subject(connection.execute(query).scalar_one(), series_instance_uid)
+    study_instance_uid = connection.execute(_STUDY, {"uid": series_instance_uid}).scalar_one()
+    return Subject(study_instance_uid, series_instance_uid)
 
 
 def _lock_series_of(connection: Connection, job_id: int) -> int | None:
@@ -363,10 +387,7 @@ def _lock_series_of(connection: Connection, job_id: int) -> int | None:
 
 def _revive(connection: Connection, study_instance_uid: str | None, now: float) -> None:
     """Queue again the jobs of a study that lacked another series: a new one is there."""
-    query = select(job.c.job_id).join_from(job, series)
-    lacking = (job.c.state == State.NOT_APPLICABLE) & (job.c.reason == MISSING_INPUT)
-    of_study = (series.c.study_instance_uid == study_instance_uid) & (series.c.revision == job.c.revision)
-    for number in connection.execute(query.where(lacking & of_study).order_by(job.c.job_id)).scalars().all():
+    for number in connection.execute(_LACKING, {"uid": study_instance_uid}).scalars().all():
         move(connection, number, Happening.REQUEUED, now, not_before=now)
 
 

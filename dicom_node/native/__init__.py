@@ -78,7 +78,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VRS = {ord(first) | ord(second) << 8: first + second for first in _LETTERS for second in _LETTERS}
 _library = _load()
 is_there = _library is not None
-_locked = _load_locked() if is_there else None
+_locked: Any = _load_locked() if is_there else None
 
 
 def _address(view: Bytes) -> int:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,7 +163,7 @@ class Garbling(Recorder):
 
     def arrived(self, arrival):
         is_second = arrival.header.sop_instance_uid == uid("study", "series", 2)
-        garbled = replace(arrival, transfer_syntax_uid=f"{EXPLICIT}\0")
+        garbled = arrival._replace(transfer_syntax_uid=f"{EXPLICIT}\0")
         super().arrived(garbled if is_second else arrival)
 
 
