@@ -81,8 +81,8 @@ is_there = _library is not None
 _locked: Any = _load_locked() if is_there else None
 
 
-def _address(view: Bytes) -> int:
-    """Return where bytes begin; they must stay there for as long as it is used."""
+def address(view: Bytes) -> int:
+    """Return where bytes begin in memory; they must stay there for as long as it is used."""
     if not len(view):
         return 0
     try:
@@ -110,12 +110,13 @@ class Flow:
         self._at = ctypes.addressof(self._flow)
         self._filled = ctypes.c_size_t()
         self._filled_at = ctypes.addressof(self._filled)
-        self._ahead, self._ahead_at = ahead, _address(ahead)
+        self._ahead, self._ahead_at = ahead, address(ahead)
 
     def exchange(self, answer: bytes, seconds: float) -> bytes | None:
-        """Send `answer`, if there is one; return the beginning of the next message, its first fragment at most, if it comes in time.
+        """Send `answer`, if there is one; return the beginning of the next message, if it comes in time.
 
-        Empty where nothing comes within `seconds`, None where the connection has ended.
+        That is its first fragment at most. Empty where nothing comes within `seconds`, None where there is no
+        connection any more.
         """
         got = self._library.dicom_node_exchange(
             *(self._connection.fileno(), answer, len(answer)),
@@ -136,7 +137,7 @@ class Flow:
         WHOLE: the data set is; FULL: the room is; PROGRESS: a second has passed; else the connection is of no more use.
         """
         self._filled.value = filled
-        reason = self._library.dicom_node_fragments(self._at, _address(room), len(room), self._filled_at)
+        reason = self._library.dicom_node_fragments(self._at, address(room), len(room), self._filled_at)
         return reason, self._filled.value
 
     @property
@@ -162,7 +163,7 @@ def land(descriptor: int, content: memoryview, reply: Reply | None = None) -> bo
     if _library is None:
         return False
     connection, answer = (-1, b"") if reply is None else (reply.connection.fileno(), reply.content)
-    wrong = _library.dicom_node_land(descriptor, _address(content), len(content), connection, answer, len(answer))
+    wrong = _library.dicom_node_land(descriptor, address(content), len(content), connection, answer, len(answer))
     if wrong in (errno.EINVAL, errno.EAGAIN):
         return False
     if wrong > 0:
@@ -183,7 +184,7 @@ class Wanted:
     def __init__(self, tags: Collection[int]) -> None:
         """Look for these."""
         self._tags = np.array(sorted(tags), np.uint32)
-        self._at = _address(self._tags.data.cast("B")) if len(tags) else 0
+        self._at = address(self._tags.data.cast("B")) if len(tags) else 0
         self._found = ctypes.c_int64 * (4 * len(tags))  # a place for each, made anew for each scan
 
     def scan(
@@ -195,7 +196,7 @@ class Wanted:
         found = self._found()
         library: Any = _locked if len(view) <= _SHORT else _library
         number = library.dicom_node_scan(
-            *(_address(view), len(view), is_implicit, self._at, len(self._tags)),
+            *(address(view), len(view), is_implicit, self._at, len(self._tags)),
             *(stop_at, is_whole, found),
         )
         if number < 0:

@@ -87,6 +87,22 @@ def test_an_instance_is_kept_byte_for_byte(receiver, syntax, either_way):
     assert dcmread(path).file_meta.TransferSyntaxUID == syntax
 
 
+def test_slices_of_one_length_fill_whole_blocks_and_are_kept_byte_for_byte(receiver, either_way):
+    node = receiver()
+    association = node.associate((CT, EXPLICIT))
+    slices = [ct(number) for number in (1, 2, 3)]
+
+    for each in slices:
+        send_bytes(association, encoded(each, EXPLICIT), sop_instance=each.SOPInstanceUID)
+
+    association.release()
+    files = {dcmread(path).SOPInstanceUID: path.read_bytes() for path in node.files()}
+    assert {uid: dataset_bytes_of(file) for uid, file in files.items()} == {
+        each.SOPInstanceUID: encoded(each, EXPLICIT) for each in slices
+    }
+    assert [len(files[each.SOPInstanceUID]) % 4096 == 0 for each in slices] == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("name", "syntax"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from dicom_node import native
 from dicom_node.elements import PIXEL_DATA, NotUnderstood, scan
+from dicom_node.landing import memory
 from tests.datasets import EXPLICIT, IMPLICIT, ct, encoded
 from tests.unit.test_elements import ALL, PYDICOMS_FILES, nested, places
 
@@ -119,3 +121,60 @@ def test_a_compiler_that_does_not_work_is_said_and_leaves_no_library(tmp_path, c
     assert done.returncode == 1
     assert reason in done.stderr
     assert not list(folder.glob("library*"))
+
+
+@pytest.fixture
+def landed(tmp_path):
+    """Land a file, and tell somebody."""
+
+    def land(reply: native.Reply, *, deleted: bool = False) -> bool:
+        path, content = tmp_path / "file", memory()[:5000]
+        content[:] = bytes(range(250)) * 20
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if deleted:
+            path.unlink()
+        try:
+            done = native.land(descriptor, content, reply)
+        except OSError:
+            os.close(descriptor)
+            raise
+        assert path.read_bytes() == bytes(content)
+        return done
+
+    return land
+
+
+def test_who_waits_is_told_as_soon_as_it_is_durable(landed):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reply = native.Reply(ours, b"kept")
+
+        assert landed(reply)
+
+        assert reply.is_sent
+        assert theirs.recv(100) == b"kept"
+
+
+def test_nobody_is_told_of_what_nobody_would_find(landed):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reply = native.Reply(ours, b"kept")
+
+        with pytest.raises(OSError, match="Stale"):
+            landed(reply, deleted=True)
+
+        assert not reply.is_sent
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(100)
+
+
+def test_what_is_durable_stays_so_where_nobody_can_be_told(landed):
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours:
+        reply = native.Reply(ours, b"kept")
+
+        assert landed(reply)
+
+        assert not reply.is_sent
