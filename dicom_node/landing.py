@@ -28,7 +28,12 @@ _idle: list[memoryview] = []
 
 
 def memory() -> memoryview:
-    """Return memory to receive into, at a page boundary; keep its neighbour in the same huge page for who is next."""
+    """Return memory to receive into, at a page boundary; what is not touched of it takes no room."""
+    return memoryview(mmap.mmap(-1, _SIZE))
+
+
+def _half_a_huge_page() -> memoryview:
+    """Return memory that will be borrowed again and again, and keep its neighbour for who is next."""
     arena = mmap.mmap(-1, 2 * _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without
         arena.madvise(mmap.MADV_HUGEPAGE)
@@ -43,7 +48,7 @@ def borrow() -> memoryview:
     try:
         return _idle.pop()
     except IndexError:
-        return memory()
+        return _half_a_huge_page()
 
 
 def give_back(memory: memoryview) -> None:
