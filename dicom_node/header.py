@@ -97,18 +97,17 @@ def read_beginning(data: Bytes, transfer_syntax_uid: str) -> tuple[Header, int] 
 def _header(values: Values) -> Header:
     if not values:
         raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set has none of the elements of an instance")
-    value = values.get
-    alike = _alike(tuple([value(tag, b"") for tag in _ALIKE]))
+    alike = _alike(tuple([values.get(tag, b"") for tag in _ALIKE]))
     return Header(
-        alike.sop_class_uid,
-        _uid(_SOP_INSTANCE_UID, value(_SOP_INSTANCE_UID, b"")),
-        alike.study_instance_uid,
-        alike.series_instance_uid,
-        alike.modality,
-        alike.number_of_frames,
-        alike.announced,
-        _place(alike.orientation, value(_IMAGE_POSITION_PATIENT, b"")),
-        alike.is_own_result,
+        sop_class_uid=alike.sop_class_uid,
+        sop_instance_uid=_uid(_SOP_INSTANCE_UID, values.get(_SOP_INSTANCE_UID, b"")),
+        study_instance_uid=alike.study_instance_uid,
+        series_instance_uid=alike.series_instance_uid,
+        modality=alike.modality,
+        number_of_frames=alike.number_of_frames,
+        announced=alike.announced,
+        place=_place(alike.orientation, values.get(_IMAGE_POSITION_PATIENT, b"")),
+        is_own_result=alike.is_own_result,
     )
 
 
@@ -233,10 +232,6 @@ def _inflated(data: Bytes) -> tuple[bytearray, bool]:
     raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The data set is cut off")
 
 
-# most values of a slice are those of the slice before it: they are understood once
-_remembered = lru_cache(maxsize=1024)
-
-
 class _Alike(NamedTuple):
     """What is understood of the elements that are as a rule the same in all instances of a series."""
 
@@ -250,9 +245,9 @@ class _Alike(NamedTuple):
     is_own_result: bool
 
 
-@_remembered
+@lru_cache(maxsize=256)
 def _alike(encoded: tuple[bytes, ...]) -> _Alike:
-    """Understand the values of `_ALIKE`, in their order."""
+    """Understand the values of `_ALIKE`, in their order: once for all slices of a series."""
     values = dict(zip(_ALIKE, encoded, strict=True))
     return _Alike(
         sop_class_uid=_uid(_SOP_CLASS_UID, values[_SOP_CLASS_UID]),
