@@ -22,7 +22,7 @@ from dicom_node import native
 BLOCK = 4096  # bytes: what every disk and file system takes without the page cache
 _SIZE = 1 << 20  # bytes: a slice of CT or MR is written at once
 _HUGE = 1 << 21  # bytes of a page that the kernel and the disk take as one piece, where there are such
-_MOST_IDLE = 16  # pieces of memory that are kept for the next associations
+_MOST_IDLE = 32  # pieces of memory that are kept for the next associations
 
 _idle: list[memoryview] = []
 
