@@ -25,7 +25,7 @@ viewer: $(VENV)/.demo
 	@$(BIN)/python deploy/viewer/run.py $(VIEWER_ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.check
 	$(BIN)/ruff format --check .

@@ -39,6 +39,8 @@ def _half_a_huge_page() -> memoryview:
         arena.madvise(mmap.MADV_HUGEPAGE)
     whole = memoryview(arena)
     at = -native.address(whole) % _HUGE
+    with open("/dev/zero", "rb", buffering=0) as zero:  # the kernel may have to look for a whole one: nobody else waits
+        zero.readinto(whole[at : at + _HUGE])
     give_back(whole[at + _SIZE : at + _HUGE])
     return whole[at : at + _SIZE]
 

@@ -84,9 +84,10 @@ class GuardedHandler(RequestHandler):
         association.acceptor.supported_contexts = server.contexts
         association.requestor.address_info = self.remote
         bound: Any = server._handlers
-        association._handlers = {
-            event: handlers if event.is_intervention else list(handlers) for event, handlers in bound.items()
-        }
+        for event, handlers in bound.items():
+            for handler in [handlers] if event.is_intervention else handlers:
+                if handler:
+                    association.bind(event, *handler)
         server.associated(self.request, association)
         return association
 

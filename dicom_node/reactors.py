@@ -141,10 +141,6 @@ class Reactor(Association):
 
     has_begun = False  # it was established, and may have ended since
     _is_established = False
-    _handlers: Any
-
-    def _bind_defaults(self) -> None:
-        """Bind nothing, one by one: all associations of a server have the same handlers."""
 
     @property
     def is_established(self) -> bool:

@@ -196,4 +196,4 @@ def test_memory_that_is_given_back_is_borrowed_again_and_some_of_it_is_kept(monk
     assert borrow() is first
     for _ in range(100):
         give_back(memory())
-    assert len(landing_module._idle) == 16
+    assert len(landing_module._idle) == 32
