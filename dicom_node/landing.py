@@ -3,9 +3,8 @@
 What is acknowledged has to be on stable storage first, so a copy in the page cache is of no use to who waits for the
 answer. It costs a page to be found for every 4 kB, a copy, and the writing back, and most on a virtual machine whose
 host hands out memory as it is touched. With O_DIRECT the disk takes the bytes from where the network put them, in whole
-blocks (open(2)), and best from one huge page: 129 small ones are to be found, pinned and described to the disk one by
-one. What is left of the last block goes the usual way; so does everything where the file system knows no
-O_DIRECT.
+blocks (open(2)), and best from one huge page: 129 small ones are found, pinned and described to the disk one by one.
+What is left of the last block goes the usual way; so does everything where the file system knows no O_DIRECT.
 """
 
 from __future__ import annotations

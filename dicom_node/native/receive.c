@@ -47,9 +47,9 @@ static int send_all(int connection, const uint8_t *answer, size_t length) {
     return 0;
 }
 
-/* Answer the message before, unless that has been done, and read the beginning of the next, if it comes within so many milliseconds: the head of
-   a PDU and, where that is a P-DATA-TF with a fragment of a command set that fits, that fragment. Return how many bytes
-   there are; 0 where none came in time, -1 where there will be none. */
+/* Answer the message before, unless that has been done, and read the beginning of the next, if it comes within so many
+   milliseconds: the head of a PDU and, where that is a P-DATA-TF with a fragment of a command set that fits, that
+   fragment. Return how many bytes there are; 0 where none came in time, -1 where there will be none. */
 ssize_t dicom_node_exchange(int connection, const uint8_t *answer, size_t length, int milliseconds, uint8_t *into,
                             size_t size) {
     if (send_all(connection, answer, length))
