@@ -14,12 +14,11 @@ from typing import Any, cast
 
 import structlog
 from pynetdicom._globals import MODE_ACCEPTOR
-from pynetdicom.association import Association
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicom_node.collecting import Room
 from dicom_node.reactors import Reactor
-from dicom_node.sockets import close
+from dicom_node.sockets import close, hang_up
 from dicom_node.wire import GuardedMessages, GuardedProvider, Limits, Store
 
 log = structlog.get_logger()
@@ -49,7 +48,7 @@ class GuardedHandler(RequestHandler):
         try:
             self.request = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
             self.server.replaced(plain, self.request)
-            deadline = threading.Timer(self.server.limits.association_timeout, close, [self.request])
+            deadline = threading.Timer(self.server.limits.association_timeout, hang_up, [self.request])
             deadline.daemon = True
             deadline.start()
             try:
@@ -63,7 +62,7 @@ class GuardedHandler(RequestHandler):
             return False
         return True
 
-    def _create_association(self) -> Association:
+    def _create_association(self) -> Reactor:
         """Make an association as pynetdicom does, but for its threads, its limits, and the contexts that all share.
 
         pynetdicom copies the supported contexts for each; it only reads them, and a copy takes longer than the rest.
@@ -116,7 +115,7 @@ class GuardedServer(ThreadedAssociationServer):
         self.room = Room()
         self.tls: Callable[[], ssl.SSLContext | None] | None = None
         self.on_failed_handshake: Callable[[str, str], None] = lambda address, reason: None
-        self._connections: dict[socket.socket, tuple[str, Association | None]] = {}
+        self._connections: dict[socket.socket, tuple[str, Reactor | None]] = {}
         self._guard = threading.Lock()
         self._full = False
         super().__init__(entity, address, ae_title, contexts, request_handler=GuardedHandler, **options)
@@ -161,7 +160,7 @@ class GuardedServer(ThreadedAssociationServer):
         with self._guard:
             self._connections[after] = self._connections.pop(before, ("", None))
 
-    def associated(self, request: socket.socket, association: Association) -> None:
+    def associated(self, request: socket.socket, association: Reactor) -> None:
         """Note which association a connection has become."""
         with self._guard:
             address, _ = self._connections.get(request, ("", None))
@@ -203,6 +202,6 @@ def _pace() -> None:
     sys.setswitchinterval(max(_SWITCH, _SWITCH_EACH * threading.active_count()))
 
 
-def _has_ended(association: Association) -> bool:
-    """Return whether both threads of an association are gone; one that has not started yet has not ended."""
-    return association.ident is not None and not association.is_alive() and not association.dul.is_alive()
+def _has_ended(association: Reactor) -> bool:
+    """Return whether both threads of an association are gone."""
+    return association.has_run and not association.dul.is_alive()

@@ -140,6 +140,7 @@ class Reactor(Association):
     """An association whose thread sleeps until its provider has something for it."""
 
     has_begun = False  # it was established, and may have ended since
+    has_run = False  # its thread comes to its end; of one that is just beginning `is_alive` says that it is not either
     _is_established = False
 
     @property
@@ -162,6 +163,8 @@ class Reactor(Association):
         except Exception as error:
             log.info("association.broken", error=type(error).__name__, address=self.requestor.address)
             self.abort()
+        finally:
+            self.has_run = True
 
     def _run_reactor(self) -> None:
         """Serve what comes; the order is pynetdicom's own."""

@@ -10,9 +10,12 @@ import select
 import socket
 import ssl
 import struct
+import threading
 from contextlib import suppress
 
 from pynetdicom.transport import AssociationSocket
+
+_closing = threading.Lock()
 
 
 def limit_waits(connection: socket.socket, seconds: float) -> None:
@@ -29,11 +32,20 @@ def limit_waits(connection: socket.socket, seconds: float) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
 
 
-def close(connection: socket.socket) -> None:
-    """Close a connection, whatever state it is in."""
-    with suppress(OSError):  # not connected any more: closing still frees the descriptor
+def hang_up(connection: socket.socket) -> None:
+    """End a connection that another thread reads from, and will close.
+
+    Python reads the descriptor, lets go of its lock, and then calls `shutdown`: if the other closed it meanwhile,
+    its number could be that of a connection that has just been accepted.
+    """
+    with _closing, suppress(OSError):  # closed or not connected any more
         connection.shutdown(socket.SHUT_RDWR)
-    with suppress(OSError):
+
+
+def close(connection: socket.socket) -> None:
+    """Close a connection, whatever state it is in and whoever else closes it: both threads of an association may."""
+    hang_up(connection)
+    with _closing, suppress(OSError):
         connection.close()
 
 
