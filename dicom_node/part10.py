@@ -5,9 +5,6 @@ A file whose bytes did not all reach the disk before the power failed is known f
 
 Zeros before the digest may make the file end where a block does. Slices of a series often have the same length, and
 what fills blocks goes to the disk in one write past the page cache, for no more room on the disk.
-
-Zeros before the digest may make the file end where a block does. Slices of a series often have the same length, and
-what fills blocks goes to the disk in one write past the page cache, for no more room on the disk.
 """
 
 from __future__ import annotations
@@ -29,7 +26,6 @@ _META_HEAD = 144  # bytes of preamble, prefix and the element that says how long
 _META_LENGTH = b"DICM" + b"\x02\x00\x00\x00UL\x04\x00"
 _BEGINNING = b"\x00" * 128 + _META_LENGTH
 _LONGEST_META = 1 << 16
-_EARLIER_SIZE = 32  # bytes of the digest in files of earlier versions
 _EARLIER_SIZE = 32  # bytes of the digest in files of earlier versions
 _PIECE = 1 << 20
 
