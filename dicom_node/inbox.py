@@ -31,7 +31,7 @@ _SLOT, _EARLIER = ".slot", ".dcm"  # earlier versions named a file when it was w
 class Slot(NamedTuple):
     """A file that holds nothing yet, and is open."""
 
-    path: Path
+    path: str
     descriptor: int
 
 
@@ -81,10 +81,10 @@ class Inbox:
 
     def _made(self) -> list[Slot]:
         chance = os.urandom(16 * _SLOTS).hex()
-        made: list[Slot] = []
+        paths = [f"{self.folder}/{chance[at : at + 32]}{_SLOT}" for at in range(0, len(chance), 32)]
+        made = [Slot(path, descriptor) for path, descriptor in zip(paths, native.create(paths, _MODE), strict=False)]
         try:
-            for at in range(0, len(chance), 32):
-                path = self.folder / f"{chance[at : at + 32]}{_SLOT}"
+            for path in paths[len(made) :]:
                 made.append(Slot(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)))
             sync_folder(self.folder)
         except BaseException:
@@ -136,10 +136,10 @@ def _close(slots: list[Slot]) -> None:
         os.close(slots.pop().descriptor)
 
 
-def _delete(path: Path) -> None:
+def _delete(path: str) -> None:
     """Delete what holds nothing; what a broken disk keeps, the next start sweeps away."""
     with suppress(OSError):
-        path.unlink()
+        os.unlink(path)
 
 
 class Arriving(Landing):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from dicom_node.digest import digesting, feed
 from dicom_node.disk import Bytes
@@ -68,7 +67,7 @@ class Intake:
         finally:
             incoming.close()
 
-    def kept(self, header: Header, path: Path, digest: str, size: int, incoming: Incoming) -> None:
+    def kept(self, header: Header, path: str, digest: str, size: int, incoming: Incoming) -> None:
         """Hand on what is durable now."""
         self._recorder.arrived(
             Arrival(header, incoming.transfer_syntax_uid, path, digest, size, incoming.association, self._clock())

@@ -7,6 +7,7 @@ So the ledger may be away, or the node may die, at any moment: the inbox says wh
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import structlog
 
+from dicom_node import native
 from dicom_node.audit import Transfers, Visit
 from dicom_node.digest import digesting_like
 from dicom_node.entities import AssociationIdentity, Header, Instance
@@ -51,7 +53,7 @@ class Arrival(NamedTuple):
 
     header: Header
     transfer_syntax_uid: str
-    path: Path
+    path: str
     digest: str  # of the data set, hex
     size: int  # bytes of the file
     association: AssociationIdentity
@@ -106,7 +108,7 @@ class Recorder:
         self._clock = clock
         self._waiting = Gathering[_Item](most=_GROUP, seconds=_GATHER)
         self._brought: dict[str, Brought] = {}
-        self._recorded: list[Path] = []  # on record, and to be taken out of the inbox
+        self._recorded: list[str] = []  # on record, and to be taken out of the inbox
         self._is_away = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -155,7 +157,7 @@ class Recorder:
             return None
         title = origin.source_application_entity_title
         identity = AssociationIdentity(f"recovered {title}", title, "", "")
-        return Arrival(header, origin.transfer_syntax_uid, path, digest.hexdigest(), size, identity, self._clock())
+        return Arrival(header, origin.transfer_syntax_uid, str(path), digest.hexdigest(), size, identity, self._clock())
 
     # -- told -----------------------------------------------------------------------------------------------
 
@@ -242,6 +244,7 @@ class Recorder:
         held = self._ledger.arrivals.held([arrival.header.sop_instance_uid for arrival in arrivals])
         outcomes: list[Outcome] = []
         new: dict[str, tuple[Instance, AssociationIdentity, float]] = {}
+        places: list[tuple[str, str]] = []
         again: list[tuple[Header, AssociationIdentity]] = []
         aside: list[tuple[Subject, str]] = []
         for arrival in arrivals:
@@ -250,7 +253,8 @@ class Recorder:
             first = new.get(header.sop_instance_uid)
             digest = first[0].digest if first else known.digest if known else None
             if digest is None:
-                path = self._spool.settle(arrival.path, header)
+                path = self._spool.place_of(header)
+                places.append((arrival.path, path))
                 instance = Instance(header, arrival.transfer_syntax_uid, path, arrival.digest, arrival.size)
                 new[header.sop_instance_uid] = instance, arrival.association, arrival.at
                 outcomes.append(Outcome.STORED)
@@ -263,7 +267,8 @@ class Recorder:
                 path = self._spool.set_aside(arrival.path, header, arrival.digest)
                 aside.append((Subject(header.study_instance_uid, header.series_instance_uid), path))
                 outcomes.append(Outcome.QUARANTINED)
-        self._spool.sync([*(instance.path for instance, _, _ in new.values()), *(path for _, path in aside)])
+        self._spool.settle(places)
+        self._spool.sync(path for _, path in [*places, *aside])
         self._ledger.arrivals.record(list(new.values()), again, aside, node_id=self._node_id, now=self._clock())
         self._recorded += [arrival.path for arrival in arrivals]
         self._take_out()
@@ -278,9 +283,11 @@ class Recorder:
         Should the node end before, its next life finds that the ledger knows these bytes.
         """
         left = []
-        for path in self._recorded:
+        for path in self._recorded[native.unlink(self._recorded) :]:
             try:
-                path.unlink(missing_ok=True)
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
             except OSError as error:
                 log.error("inbox.not_emptied", reason=error.strerror)
                 left.append(path)

@@ -7,10 +7,11 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dicom_node import native
 from dicom_node.disk import Bytes, availability, sync_folder, write_all
 from dicom_node.entities import Header
 from dicom_node.errors import SettingsError
@@ -109,33 +110,41 @@ class Spool:
         with availability():
             self._watermark.tell(note)
 
-    def settle(self, arrived: Path, header: Header) -> str:
-        """Give an arrived file its place among the studies and return its path; `sync` makes that durable.
+    def place_of(self, header: Header) -> str:
+        """Return the path that an instance has among the studies."""
+        return f"studies/{header.study_instance_uid}/{header.series_instance_uid}/{header.sop_instance_uid}.dcm"
 
-        The ledger does not know the instance yet, so another file of that name can only be what a crash left
+    def settle(self, arrived: Sequence[tuple[str, str]]) -> None:
+        """Give arrived files their paths; `sync` makes that durable.
+
+        The ledger does not know the instances yet, so another file of such a name can only be what a crash left
         behind before it was recorded: it is replaced.
         """
-        folder = f"studies/{header.study_instance_uid}/{header.series_instance_uid}"
-        return self._link(arrived, folder, f"{header.sop_instance_uid}.dcm")
+        with availability():
+            for folder in {path.rpartition("/")[0] for _, path in arrived}:
+                self._make_known(folder)
+        done = native.link([(file, f"{self._root}/{path}") for file, path in arrived])
+        for file, path in arrived[done:]:
+            self._link(file, path)
 
-    def heal(self, arrived: Path, path: str) -> bool:
+    def heal(self, arrived: str, path: str) -> bool:
         """Give an arrived file the place of a file with the same bytes that is gone; return whether it was."""
         if os.path.lexists(f"{self._root}/{path}"):
             return False
-        folder, _, name = path.rpartition("/")
-        self.sync([self._link(arrived, folder, name)])
+        self._link(arrived, path)
+        self.sync([path])
         return True
 
-    def set_aside(self, arrived: Path, header: Header, digest: str) -> str:
+    def set_aside(self, arrived: str, header: Header, digest: str) -> str:
         """Give an arrived file whose UID is taken by other bytes its place in quarantine; return its path."""
-        return self._link(arrived, "quarantine", f"{header.sop_instance_uid}.{digest}.dcm")
+        path = f"quarantine/{header.sop_instance_uid}.{digest}.dcm"
+        self._link(arrived, path)
+        return path
 
-    def _link(self, arrived: Path, folder: str, name: str) -> str:
-        target = f"{self._root}/{folder}/{name}"
+    def _link(self, arrived: str, path: str) -> None:
+        folder, target = path.rpartition("/")[0], f"{self._root}/{path}"
         with availability():
-            if folder not in self._known:
-                self._make(self.storage / folder)
-                self._known.add(folder)
+            self._make_known(folder)
             try:
                 os.link(arrived, target)
             except FileNotFoundError:  # somebody has deleted a folder that we remember
@@ -146,7 +155,11 @@ class Spool:
                 if not os.path.samefile(arrived, target):
                     os.unlink(target)
                     os.link(arrived, target)
-        return f"{folder}/{name}"
+
+    def _make_known(self, folder: str) -> None:
+        if folder not in self._known:
+            self._make(self.storage / folder)
+            self._known.add(folder)
 
     def sync(self, paths: Iterable[str]) -> None:
         """Make the names of files durable that were given their places."""
@@ -198,9 +211,9 @@ class Spool:
             if other != kept:
                 other.unlink(missing_ok=True)
 
-    def is_same(self, arrived: Path, digest: str, held: str) -> bool:
+    def is_same(self, arrived: str, digest: str, held: str) -> bool:
         """Return whether an arrived file with this digest has the data set whose digest, perhaps a SHA-256, is held."""
-        return digest == held or (len(digest) != len(held) and self.is_intact(str(arrived), held))
+        return digest == held or (len(digest) != len(held) and self.is_intact(arrived, held))
 
     def is_intact(self, path: str, digest: str) -> bool:
         """Return whether a received file is there and its data set is the one with this digest; reads all of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -159,7 +160,7 @@ class Arrivals:
     def _record_series(self, connection: Connection, series_uid: str, group: Sequence[Received]) -> None:
         latest = max(at for _, _, at in group)
         revision = self._open_series(connection, group, latest)
-        connection.execute(instance.insert(), [_row(each, at) for each, _, at in group])
+        self._database.insert_rows(connection, instance, _COLUMNS, [_row(each, at) for each, _, at in group])
         announced = [each.header.announced for each, _, _ in group if each.header.announced is not None]
         more = {"more": len(group), "more_bytes": sum(each.size for each, _, _ in group)}
         says = announced[-1] if announced else None
@@ -264,24 +265,24 @@ def _require_there(connection: Connection, sop_instance_uids: set[str]) -> None:
         raise LedgerUnavailable("Deleted while it came again")
 
 
-def _row(received: Instance, at: float) -> dict[str, Any]:
+_COLUMNS = (
+    *("sop_instance_uid", "sop_class_uid", "series_instance_uid", "transfer_syntax_uid", "number_of_frames"),
+    *("place", "path", "digest", "size", "received_at"),
+)
+
+
+def _row(received: Instance, at: float) -> tuple[object, ...]:
+    """Return the values of `_COLUMNS`."""
     header = received.header
-    return {
-        "sop_instance_uid": header.sop_instance_uid,
-        "sop_class_uid": header.sop_class_uid,
-        "series_instance_uid": header.series_instance_uid,
-        "transfer_syntax_uid": received.transfer_syntax_uid,
-        "number_of_frames": header.number_of_frames,
-        "place": _place_out(header.place),
-        "path": received.path,
-        "digest": received.digest,
-        "size": received.size,
-        "received_at": at,
-    }
+    return (
+        *(header.sop_instance_uid, header.sop_class_uid, header.series_instance_uid, received.transfer_syntax_uid),
+        *(header.number_of_frames, _place_out(header.place)),
+        *(received.path, received.digest, received.size, at),
+    )
 
 
-def _place_out(place: SlicePlace | None) -> list[Sequence[float]] | None:
-    return None if place is None else [place.image_orientation_patient, place.image_position_patient]
+def _place_out(place: SlicePlace | None) -> str:
+    return json.dumps(None if place is None else [place.image_orientation_patient, place.image_position_patient])
 
 
 def _place_in(value: Any) -> SlicePlace | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from dicom_node.errors import LedgerRefused, LedgerUnavailable, SettingsError
 
 _BUSY_TIMEOUT = 15.0  # seconds that a writer waits for another before the ledger counts as unavailable
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_ROWS = 256  # inserted by one statement
 _MIGRATION_LOCK = 0x6469636F6D  # "dicom"
+
+Row = tuple[object, ...]
 
 
 class Database:
@@ -28,6 +32,7 @@ class Database:
         """Wrap `engine`; use `open_database` to make one."""
         self.engine = engine
         self._dialect: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
+        self._mark = "%s" if self._dialect is postgresql else "?"
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -64,6 +69,18 @@ class Database:
     def insert(self, table: Table) -> Any:
         """Return an INSERT that knows ON CONFLICT, in this database's dialect."""
         return self._dialect.insert(table)
+
+    def insert_rows(self, connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Row]) -> None:
+        """Insert many rows by few statements, values of the columns `names` as the driver takes them.
+
+        Drivers take the rows of one statement for each, and SQLAlchemy looks at every value before: for the instances
+        of a series that is a third of the time that they cost the ledger.
+        """
+        values = f"({', '.join([self._mark] * len(names))})"
+        for at in range(0, len(rows), _ROWS):
+            some = rows[at : at + _ROWS]
+            statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES {', '.join([values] * len(some))}"  # noqa: S608
+            connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
 
     def unused_number(self, *numbers: Any) -> dict[str, Any]:
         """Return the value for an identity column, by its name, that none of these columns has ever had.

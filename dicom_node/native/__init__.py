@@ -1,4 +1,4 @@
-"""What is done in C because a thousand instances a second do it: see `receive.c` and `scan.c`.
+"""What is done in C because a thousand instances a second do it: see `receive.c`, `scan.c` and `names.c`.
 
 Everything here is also done in Python, by those who call it: for TLS, for what is out of the ordinary, and where the
 package was installed without a C compiler. `is_there` says which it is.
@@ -10,14 +10,15 @@ import ctypes
 import errno
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_VERSION = 4  # of the library that these declarations fit
+_VERSION = 5  # of the library that these declarations fit
 _LIBRARY = Path(__file__).with_name("library.so")
 _OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
 _SHORT = 1 << 20  # bytes; of nothing but empty elements they take half a millisecond
@@ -63,6 +64,10 @@ def _load() -> ctypes.CDLL | None:
     library.dicom_node_fragments.argtypes = [address, address, size, address]
     library.dicom_node_land.argtypes = [ctypes.c_int, address, size, ctypes.c_int, address, size]
     library.dicom_node_scan.argtypes = _SCANS
+    library.dicom_node_link.argtypes = library.dicom_node_unlink.argtypes = [address, size]
+    library.dicom_node_create.argtypes = [address, size, ctypes.c_uint, address]
+    for names in (library.dicom_node_link, library.dicom_node_unlink, library.dicom_node_create):
+        names.restype = size
     return library
 
 
@@ -176,6 +181,28 @@ def land(descriptor: int, content: memoryview, reply: Reply | None = None) -> bo
 def has_name(descriptor: int) -> bool:
     """Return whether a file that is open still has a name."""
     return bool(os.fstat(descriptor).st_nlink if _library is None else _locked.dicom_node_has_name(descriptor))
+
+
+def link(pairs: Sequence[tuple[str, str]]) -> int:
+    """Give files second names, pairs of a name that there is and a new one; return how many have theirs, in order."""
+    return 0 if _library is None else int(_library.dicom_node_link(_paths(chain.from_iterable(pairs)), len(pairs)))
+
+
+def unlink(paths: Sequence[str]) -> int:
+    """Take names away; return how many are gone, in order."""
+    return 0 if _library is None else int(_library.dicom_node_unlink(_paths(paths), len(paths)))
+
+
+def create(paths: Sequence[str], mode: int) -> list[int]:
+    """Make files that are not there yet; return the descriptors of those that are made, in order."""
+    if _library is None:
+        return []
+    descriptors = (ctypes.c_int * len(paths))()
+    return descriptors[: _library.dicom_node_create(_paths(paths), len(paths), mode, descriptors)]
+
+
+def _paths(paths: Iterable[str]) -> bytes:
+    return os.fsencode("\0".join(paths)) + b"\0"
 
 
 class Wanted:
