@@ -14,6 +14,7 @@ from pydicom.uid import AllTransferSyntaxes
 from sqlalchemy import update
 from xxhash import xxh3_128_hexdigest
 
+from dicom_node import native
 from dicom_node.errors import InvalidInstance, LedgerUnavailable, SpoolFull
 from dicom_node.ledger import schema
 from dicom_node.ledger.arrivals import AssociationEnd
@@ -299,15 +300,17 @@ def test_the_next_life_records_what_the_last_one_acknowledged(arrive, ledger, sp
     assert not spool.inbox.waiting()
 
 
-def test_what_a_broken_disk_keeps_in_the_inbox_is_on_record_and_taken_out_later(keep, spool, ledger, monkeypatch):
-    unlink, refusals = Path.unlink, [OSError(errno.EIO, "Input/output error")]
+def test_what_a_broken_disk_keeps_in_the_inbox_is_on_record_and_taken_out_later(
+    keep, spool, ledger, monkeypatch, in_python
+):
+    unlink, refusals = os.unlink, [OSError(errno.EIO, "Input/output error")]
 
     def unlinks(path, **options):
-        if path.parent == spool.inbox.folder and refusals:
+        if Path(path).parent == spool.inbox.folder and refusals:
             raise refusals.pop()
         unlink(path, **options)
 
-    monkeypatch.setattr(Path, "unlink", unlinks)
+    monkeypatch.setattr(os, "unlink", unlinks)
     assert keep(ct()) is Outcome.STORED
     assert len(spool.inbox.waiting()) == 1
     assert keep(ct(2)) is Outcome.STORED
@@ -319,7 +322,7 @@ def test_the_next_life_finds_what_was_recorded_but_not_taken_out_a_duplicate(
     arrive, recorder, ledger, spool, monkeypatch
 ):
     arrive(ct())
-    monkeypatch.setattr(Path, "unlink", broken)  # died between the commit and this
+    monkeypatch.setattr(native, "unlink", broken)  # died between the commit and this
     with pytest.raises(LedgerUnavailable):
         recorder.drain()
     monkeypatch.undo()
@@ -378,7 +381,7 @@ def test_file_and_name_are_on_stable_storage_before_the_row_and_the_place_before
     arrive, recorder, ledger, spool, monkeypatch, in_python
 ):
     order = []
-    fsync, record, unlink = os.fsync, ledger.arrivals.record, Path.unlink
+    fsync, record, unlink = os.fsync, ledger.arrivals.record, os.unlink
 
     def synced(descriptor):
         order.append(
@@ -391,7 +394,7 @@ def test_file_and_name_are_on_stable_storage_before_the_row_and_the_place_before
     assert order == ["fsync arrived", "fsync arrived"], "the name, in its folder, then the file"
     order.clear()
     monkeypatch.setattr(ledger.arrivals, "record", lambda *a, **k: (record(*a, **k), order.append("row"))[0])
-    monkeypatch.setattr(Path, "unlink", lambda self, **k: (order.append("unlink"), unlink(self, **k))[1])
+    monkeypatch.setattr(os, "unlink", lambda path, **k: (order.append("unlink"), unlink(path, **k))[1])
 
     recorder.drain()
 

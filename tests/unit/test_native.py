@@ -178,3 +178,34 @@ def test_what_is_durable_stays_so_where_nobody_can_be_told(landed):
         assert landed(reply)
 
         assert not reply.is_sent
+
+
+def test_names_are_given_and_taken_in_order_up_to_the_first_that_fails(tmp_path):
+    names = [str(tmp_path / name) for name in ("one", "zwei ü", "3", "4")]
+    descriptors = native.create(names, 0o640)
+    assert [os.readlink(f"/proc/self/fd/{each}") for each in descriptors] == names
+    for each in descriptors:
+        assert not os.get_inheritable(each)
+        os.close(each)
+
+    (new,) = native.create([str(tmp_path / "new"), names[1], str(tmp_path / "never")], 0o640)
+    os.close(new)
+    assert not (tmp_path / "never").exists()
+
+    places = [(name, f"{name}.dcm") for name in names]
+    Path(places[2][1]).touch()
+    assert native.link(places) == 2
+    assert os.path.samefile(*places[1])
+    assert not Path(places[3][1]).exists()
+
+    os.unlink(names[1])
+    assert native.unlink(names) == 1
+    assert [Path(name).exists() for name in names] == [False, False, True, True]
+    assert native.link([]) == native.unlink([]) == len(native.create([], 0o640)) == 0
+
+
+def test_without_c_no_name_is_given_or_taken(tmp_path, in_python):
+    one = str(tmp_path / "one")
+    Path(one).touch()
+    assert (native.create([one], 0o640), native.link([(one, f"{one}.dcm")]), native.unlink([one])) == ([], 0, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]

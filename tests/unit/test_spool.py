@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,8 @@ def settle(spool: Spool, one: Header, content: bytes = b"x") -> str:
     file = arriving(spool, content, lead=0)
     try:
         file.keep(b"")
-        path = spool.settle(file.path, one)
+        path = spool.place_of(one)
+        spool.settle([(file.path, path)])
     finally:
         file.close()
     spool.sync([path])
@@ -87,7 +89,7 @@ def test_a_file_that_arrives_waits_for_the_ledger_from_the_moment_that_it_is_who
     assert not spool.inbox.waiting()
 
     file.keep(HEAD)
-    path = file.path
+    path = Path(file.path)
 
     file.close()
     assert path.read_bytes() == HEAD + b"content"
@@ -126,7 +128,7 @@ def test_what_was_made_in_advance_is_gone_when_the_node_ends(spool):
 def test_what_a_killed_node_was_receiving_is_swept_at_the_next_start(spool):
     half, whole = arriving(spool, b"half" * 400_000), arriving(spool, b"whole")
     whole.keep(HEAD)
-    path = whole.path
+    path = Path(whole.path)
 
     again = Spool(spool.storage)
 
@@ -155,7 +157,7 @@ def test_somebody_may_tidy_the_inbox_up(spool):
 
 
 @pytest.mark.parametrize("refused", ["the tenth slot", "the sync"])
-def test_a_disk_that_is_full_when_slots_are_made_is_left_as_it_was(spool, monkeypatch, refused):
+def test_a_disk_that_is_full_when_slots_are_made_is_left_as_it_was(spool, monkeypatch, in_python, refused):
     opened, synced, number = os.open, os.fsync, iter(range(100))
 
     def refusing(path, flags, *args, **kwargs):
