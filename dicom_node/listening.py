@@ -10,13 +10,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import structlog
 from pynetdicom._globals import MODE_ACCEPTOR
-from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+from pynetdicom.association import Association
+from pynetdicom.transport import AddressInformation, RequestHandler, ThreadedAssociationServer
 
 from dicom_node.collecting import Room
+from dicom_node.proposals import Negotiation
 from dicom_node.reactors import Reactor
 from dicom_node.sockets import close, hang_up
 from dicom_node.wire import GuardedMessages, GuardedProvider, Limits, Store
@@ -63,13 +66,15 @@ class GuardedHandler(RequestHandler):
         return True
 
     def _create_association(self) -> Reactor:
-        """Make an association as pynetdicom does, but for its threads, its limits, and the contexts that all share.
+        """Make an association as pynetdicom does, but for its threads, its limits, and what all share.
 
-        pynetdicom copies the supported contexts for each; it only reads them, and a copy takes longer than the rest.
+        pynetdicom copies the supported contexts and binds the handlers for each; it only reads them, and that takes
+        longer than the rest.
         """
         server, entity = self.server, self.ae
         association = Reactor(entity, MODE_ACCEPTOR)
         association._server = server
+        association.acse = Negotiation(association)
         provider = GuardedProvider(association)
         association.dul = provider
         association.acse_timeout, association.network_timeout = entity.acse_timeout, entity.network_timeout
@@ -77,16 +82,12 @@ class GuardedHandler(RequestHandler):
         association.dimse = GuardedMessages(association, server.room)
         association.acceptor.maximum_length = entity.maximum_pdu_size
         association.acceptor.ae_title = server.ae_title
-        association.acceptor.address_info = self.local
+        association.acceptor.address_info = server.local
         association.acceptor.implementation_class_uid = entity.implementation_class_uid
         association.acceptor.implementation_version_name = entity.implementation_version_name
         association.acceptor.supported_contexts = server.contexts
         association.requestor.address_info = self.remote
-        bound: Any = server._handlers
-        for event, handlers in bound.items():
-            for handler in [handlers] if event.is_intervention else handlers:
-                if handler:
-                    association.bind(event, *handler)
+        association._handlers = dict(server.bound)
         server.associated(self.request, association)
         return association
 
@@ -119,6 +120,29 @@ class GuardedServer(ThreadedAssociationServer):
         self._guard = threading.Lock()
         self._full = False
         super().__init__(entity, address, ae_title, contexts, request_handler=GuardedHandler, **options)
+
+    @cached_property
+    def local(self) -> AddressInformation:
+        """Return where it listens."""
+        return AddressInformation.from_tuple(self.server_address)
+
+    @cached_property
+    def bound(self) -> dict[Any, Any]:
+        """Return the handlers of an association, by event."""
+        association = Association(self.ae, MODE_ACCEPTOR)
+        bound: Any = self._handlers
+        for event, handlers in bound.items():
+            for handler in [handlers] if event.is_intervention else handlers:
+                if handler:
+                    association.bind(event, *handler)
+        return association._handlers
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Make an association; in a thread of its own where hands are shaken first, for nothing else waits."""
+        if self.tls is None:
+            self.process_request_thread(request, client_address)
+        else:
+            super().process_request(request, client_address)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept; where no descriptor is left, wait a moment rather than ask again at once."""

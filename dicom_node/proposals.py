@@ -8,44 +8,52 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from pynetdicom import acse, dul, fsm, presentation
+from pynetdicom import dul, evt, fsm
+from pynetdicom.acse import ACSE
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_items import PDUItem
 from pynetdicom.pdu_primitives import A_ASSOCIATE, UserIdentityNegotiation
+from pynetdicom.presentation import PresentationContext
 
 _ITEMS_AT = 74  # bytes of an A-ASSOCIATE-RQ before its items (PS3.8 Table 9-11)
-_MOST = 64  # proposals, and answers, that are known
+_MOST = 64  # proposals that are known
 _LONGEST = 1 << 15  # bytes of one; 128 contexts with three syntaxes each have 17,000
-_MOST_ANSWERS = 8  # remembered for each: one for each port that listens
+_MOST_ANSWERS = 8  # remembered for each: one for each port that listens, and each name that is called or calls
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-Answer = tuple[list[Any], list[Any]]
-Negotiate = Callable[..., Answer]
 
 
-class Contexts(list[Any]):
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a proposal was accepted; nobody changes it."""
+
+    supported: Any  # the contexts that were there to accept it
+    accepted: dict[int, PresentationContext]
+    rejected: list[PresentationContext]
+    primitive: A_ASSOCIATE
+
+
+class Contexts(list[PresentationContext]):
     """Presentation contexts as they were proposed, and what was answered; nobody changes them."""
 
-    def __init__(self, proposed: list[Any]) -> None:
+    def __init__(self, proposed: list[PresentationContext]) -> None:
         """Keep what was proposed."""
         super().__init__(proposed)
-        self._answers: dict[tuple[Negotiate, int], tuple[Any, Answer]] = {}
+        self._answers: dict[tuple[str, str, int], Answer] = {}
 
-    def answered(self, negotiate: Negotiate, supported: Any, roles: Any) -> Answer:
-        """Return what `negotiate` answers where `supported` are; `roles` were proposed with these contexts."""
-        key = negotiate, id(supported)  # which stays its own: the list is kept
-        known = self._answers.get(key)
-        if known is None:
-            if len(self._answers) >= _MOST_ANSWERS:
-                self._answers.clear()
-            known = self._answers[key] = supported, negotiate(self, supported, roles)
-        contexts, answered_roles = known[1]
-        return list(contexts), list(answered_roles)
+    def answer(self, calling: str, called: str, supported: Any) -> Answer | None:
+        """Return what was answered to `calling`, by the one that is `called`, where `supported` are."""
+        return self._answers.get((calling, called, id(supported)))  # which stays its own: the answer has it
+
+    def keep(self, calling: str, called: str, answer: Answer) -> None:
+        """Answer the same the next time."""
+        if len(self._answers) >= _MOST_ANSWERS:
+            self._answers.clear()
+        self._answers[calling, called, id(answer.supported)] = answer
 
 
 class Lately(Generic[Key, Value]):
@@ -76,7 +84,6 @@ class Lately(Generic[Key, Value]):
 
 
 _understood: Lately[bytes, A_ASSOCIATE] = Lately()  # by the items of an A-ASSOCIATE-RQ
-_encoded: Lately[tuple[Any, ...], bytes] = Lately()  # by what is answered
 
 
 class Request(A_ASSOCIATE_RQ):
@@ -108,51 +115,49 @@ def _says_who(request: A_ASSOCIATE) -> bool:
     return any(isinstance(item, UserIdentityNegotiation) for item in request.user_information)
 
 
-def _remembering(negotiate: Negotiate) -> Negotiate:
-    def negotiated(rq_contexts: Any, ac_contexts: Any, roles: Any = None) -> Answer:
-        if isinstance(rq_contexts, Contexts):
-            return rq_contexts.answered(negotiate, ac_contexts, roles)
-        return negotiate(rq_contexts, ac_contexts, roles)
+class Negotiation(ACSE):
+    """Answers a proposal, and answers it again as it did before.
 
-    return negotiated
+    What pynetdicom would look at then (names that are wanted, how many associations there are) `scp` has judged.
+    """
 
-
-class _Encoded(PDUItem):
-    """Items as they are sent."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def encode(self) -> bytes:
-        return self._content
-
-    def __len__(self) -> int:
-        return len(self._content)
-
-
-class Acceptance(A_ASSOCIATE_AC):
-    """An A-ASSOCIATE-AC, whose presentation contexts may have been encoded before."""
-
-    pdu_type = 0x02
-
-    def from_primitive(self, primitive: A_ASSOCIATE) -> None:
-        """Become what answers `primitive`."""
-        contexts = primitive.presentation_context_definition_results_list
-        key = tuple((context.context_id, context.result, context.transfer_syntax[0]) for context in contexts)
-        known = _encoded.get(key)
-        if known is None:
-            super().from_primitive(primitive)
-            _encoded.keep(key, b"".join(item.encode() for item in self.variable_items[1:-1]))
+    def _negotiate_as_acceptor(self) -> None:
+        association, request = self.assoc, cast(A_ASSOCIATE, self.requestor.primitive)
+        proposed, supported = request.presentation_context_definition_list, self.acceptor.supported_contexts
+        names = str(request.calling_ae_title), str(request.called_ae_title)
+        known = proposed.answer(*names, supported) if isinstance(proposed, Contexts) else None
+        if known is not None:
+            self._accept_again(known, names[0])
             return
-        short = copy(primitive)
-        short._presentation_context_definition_results_list = []
-        super().from_primitive(short)
-        self.variable_items.insert(1, cast(Any, _Encoded(known)))
+        super()._negotiate_as_acceptor()
+        answer = self.acceptor.primitive
+        if isinstance(proposed, Contexts) and answer is not None and answer.result == 0:
+            accepted, rejected = association._accepted_cx, association._rejected_cx
+            proposed.keep(*names, Answer(supported, dict(accepted), list(rejected), answer))
+
+    def _accept_again(self, known: Answer, calling_ae_title: str) -> None:
+        """Do what pynetdicom does once it knows what to answer."""
+        association = self.assoc
+        self.requestor.ae_title = calling_ae_title
+        association._accepted_cx, association._rejected_cx = dict(known.accepted), list(known.rejected)
+        self.acceptor.primitive = known.primitive
+        self.dul.send_pdu(known.primitive)
+        evt.trigger(association, evt.EVT_ACCEPTED, {})
+        association.is_established = True
+        evt.trigger(association, evt.EVT_ESTABLISHED, {})
+
+
+def acceptance(primitive: A_ASSOCIATE) -> A_ASSOCIATE_AC:
+    """Return the A-ASSOCIATE-AC that says it; its bytes are made once."""
+    said = vars(primitive).get("said")
+    if said is None:
+        said = vars(primitive)["said"] = A_ASSOCIATE_AC(primitive).encode()
+    made: Any = A_ASSOCIATE_AC()
+    made.encode = lambda: said
+    return cast(A_ASSOCIATE_AC, made)
 
 
 def amend() -> None:
     """Have pynetdicom remember what is proposed to this process, and what it answered."""
     dul._PDU_TYPES[b"\x01"] = (Request, "Evt6")
-    cast(Any, fsm).A_ASSOCIATE_AC = Acceptance
-    cast(Any, acse).negotiate_as_acceptor = _remembering(presentation.negotiate_as_acceptor)
-    cast(Any, acse).negotiate_unrestricted = _remembering(presentation.negotiate_unrestricted)
+    cast(Any, fsm).A_ASSOCIATE_AC = acceptance

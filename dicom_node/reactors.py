@@ -156,6 +156,9 @@ class Reactor(Association):
             provider: Any = self.dul
             provider.wake()
 
+    def _bind_defaults(self) -> None:
+        """Bind nothing: who makes it says what is bound."""
+
     def run_reactor(self) -> None:
         """Negotiate, then serve; a request that pynetdicom chokes on is aborted, and leaves no thread behind."""
         try:

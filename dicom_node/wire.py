@@ -172,6 +172,8 @@ class GuardedProvider(Provider):
 
     def _is_transport_event(self) -> bool:
         """Read what there is to read; C-STORE requests never come as far as the state machine."""
+        if self._is_new():
+            return False  # asked once: if it began while we look, its first request would go to pynetdicom
         if self._inflow is not None and self._takes_messages() and cast(Any, self.socket).ready:
             try:
                 handed_on = self._inflow.serve(linger=_LINGER, until=self._has_something_to_send)
@@ -188,10 +190,11 @@ class GuardedProvider(Provider):
 
         What comes now would else be collected by pynetdicom, however large it is.
         """
-        association = cast(Reactor, self.assoc)
-        messages = cast(GuardedMessages, association.dimse)
-        is_new = self.state_machine.current_state == "Sta6" and not association.has_begun
-        return is_new or messages.msg_queue.qsize() > 0 or messages.is_reporting
+        messages = cast(GuardedMessages, self.assoc.dimse)
+        return self._is_new() or messages.msg_queue.qsize() > 0 or messages.is_reporting
+
+    def _is_new(self) -> bool:
+        return self.state_machine.current_state == "Sta6" and not cast(Reactor, self.assoc).has_begun
 
     def _takes_messages(self) -> bool:
         """Return whether a new message may begin: data transfer, and no message that pynetdicom is collecting."""

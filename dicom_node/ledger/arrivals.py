@@ -74,6 +74,9 @@ class AssociationEnd(NamedTuple):
 
 
 # statements that every group of instances, or every association, needs are made once
+_HELD = select(instance.c.sop_instance_uid, instance.c.digest, instance.c.path).where(
+    instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True))
+)
 _HELD_BY_IT = holding.c.association_id == bindparam("association")
 _HOLDS_NO_MORE = delete(holding).where(_HELD_BY_IT)
 _LET_GO = (
@@ -126,9 +129,8 @@ class Arrivals:
 
     def held(self, sop_instance_uids: Sequence[str]) -> dict[str, Held]:
         """Return what is held, by SOP Instance UID."""
-        query = select(instance.c.sop_instance_uid, instance.c.digest, instance.c.path)
         with self._database.reading() as connection:
-            rows = connection.execute(query.where(instance.c.sop_instance_uid.in_(sop_instance_uids)))
+            rows = connection.execute(_HELD, {"uids": sop_instance_uids})
             return {uid: Held(digest, path) for uid, digest, path in rows}
 
     def record(

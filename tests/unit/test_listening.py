@@ -1,4 +1,4 @@
-"""A connection is let go of when its association has ended, and no sooner."""
+"""A connection is let go of when its association has ended, and no sooner; it is read when that has begun."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from pynetdicom import AE
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 
+from dicom_node.collecting import Room
 from dicom_node.listening import GuardedServer
 from dicom_node.reactors import Reactor
-from dicom_node.wire import Limits
+from dicom_node.wire import GuardedMessages, GuardedProvider, Limits
+
+
+LIMITS = Limits(16382, 30, 30, maximum_connections=4, maximum_connections_per_address=4)
 
 
 class Late(threading.Event):
@@ -31,8 +35,7 @@ class Late(threading.Event):
 
 @pytest.fixture
 def server() -> Iterator[GuardedServer]:
-    limits = Limits(16382, 30, 30, maximum_connections=4, maximum_connections_per_address=4)
-    server = GuardedServer(AE(), ("127.0.0.1", 0), "NODE", [], None, limits=limits)
+    server = GuardedServer(AE(), ("127.0.0.1", 0), "NODE", [], None, limits=LIMITS)
     yield server
     server.server_close()
 
@@ -59,3 +62,24 @@ def test_an_association_whose_thread_is_just_beginning_has_not_ended(server, mon
     server.reap()
     assert accepted.fileno() < 0
     peer.close()
+
+
+def test_a_request_that_comes_while_its_association_begins_is_not_left_to_pynetdicom(monkeypatch):
+    accepted, peer = socket.socketpair()
+    association = Reactor(AE(), MODE_ACCEPTOR)
+    association.dul = provider = GuardedProvider(association)
+    provider.connect(accepted, LIMITS, lambda *request: None)
+    association.dimse = GuardedMessages(association, Room())
+    provider.state_machine.current_state = "Sta6"  # accepted, and the association's thread is about to say so
+    peer.sendall(b"\x04")
+
+    def begins(_provider: GuardedProvider) -> bool:
+        association.is_established = True  # a moment after it was asked
+        return False
+
+    monkeypatch.setattr(GuardedProvider, "_takes_messages", begins)
+    monkeypatch.setattr(provider, "_read_pdu_data", lambda: pytest.fail("read by pynetdicom"))
+
+    assert not provider._is_transport_event()
+    for each in (accepted, peer):
+        each.close()

@@ -7,7 +7,10 @@ import struct
 import pydicom.config
 import pytest
 from pydicom.uid import JPEG2000, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import presentation
+from pynetdicom import AE, _config
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.acse import ACSE
+from pynetdicom.association import Association
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
@@ -30,7 +33,6 @@ FEWER = [build_context(uid, [JPEG2000]) for uid in CLASSES[:3]]
 def nothing_known(monkeypatch):
     assert wire  # it amends pynetdicom
     monkeypatch.setattr(proposals, "_understood", proposals.Lately())
-    monkeypatch.setattr(proposals, "_encoded", proposals.Lately())
     monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.IGNORE)  # as the node has it
 
 
@@ -73,15 +75,24 @@ def said(primitive) -> tuple:
     )
 
 
-def acceptance(results, kind, calling="SCANNER") -> bytes:
-    answer = A_ASSOCIATE()
-    answer.application_context_name = "1.2.840.10008.3.1.1.1"
-    answer.calling_ae_title, answer.called_ae_title, answer.result, answer.result_source = calling, "NODE", 0, 1
-    answer.presentation_context_definition_results_list = results
-    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-    length.maximum_length_received, implementation.implementation_class_uid = 131072, "1.2.3.5"
-    answer.user_information = [length, implementation]
-    return kind(answer).encode()
+def negotiated(content, supported, negotiation=proposals.Negotiation, kind=proposals.Request):
+    """Return what an association has become by an A-ASSOCIATE-RQ, and the primitive that answers it."""
+    association = Association(AE(), MODE_ACCEPTOR)
+    association.acse = negotiation(association)
+    association.acceptor.ae_title = "NODE"
+    association.acceptor.supported_contexts = supported
+    association.requestor.primitive = understood(content, kind)
+    association.acse.negotiate_association()
+    return association, association.dul.to_provider_queue.get(block=False)
+
+
+def outcome(association) -> tuple:
+    assert association.is_established
+    return (
+        *(association.requestor.ae_title, association.acceptor.primitive.called_ae_title),
+        [(number, context, context.as_scp, context.as_scu) for number, context in association._accepted_cx.items()],
+        *(association.rejected_contexts, association.acceptor.role_selection),
+    )
 
 
 CASES = [proposed(), proposed(role(CLASSES[0])), proposed(user()), proposed(classes=CLASSES[:1]),
@@ -97,39 +108,44 @@ def test_it_is_what_pynetdicom_makes_of_it_also_the_second_time(content):
 
 
 @pytest.mark.parametrize("content", CASES, ids=range(len(CASES)))
-@pytest.mark.parametrize("name", ["negotiate_as_acceptor", "negotiate_unrestricted"])
-def test_it_is_negotiated_as_pynetdicom_does_for_each_list_of_what_is_supported(content, name):
-    ours, theirs = getattr(proposals.acse, name), getattr(presentation, name)
-    assert ours is not theirs
-    roles = {CLASSES[0]: (True, True)} if content == CASES[1] else None
-    for supported in (SUPPORTED, FEWER, SUPPORTED):
-        plain = understood(content, A_ASSOCIATE_RQ).presentation_context_definition_list
-        expected = theirs(plain, supported, roles)
-        contexts = understood(content).presentation_context_definition_list
+@pytest.mark.parametrize("is_unrestricted", [False, True])
+def test_it_is_answered_as_pynetdicom_does_for_each_list_of_what_is_supported(content, is_unrestricted, monkeypatch):
+    monkeypatch.setattr(_config, "UNRESTRICTED_STORAGE_SERVICE", is_unrestricted)
+    for supported in (SUPPORTED, SUPPORTED, FEWER, SUPPORTED):
+        theirs, answer = negotiated(content, supported, ACSE, A_ASSOCIATE_RQ)
 
-        found = ours(contexts, supported, roles)
+        ours, said_again = negotiated(content, supported)
 
-        assert found == expected
-        assert [(each.as_scp, each.as_scu) for each in found[0]] == [(each.as_scp, each.as_scu) for each in expected[0]]
+        assert outcome(ours) == outcome(theirs)
+        for _ in range(2):
+            assert proposals.acceptance(said_again).encode() == A_ASSOCIATE_AC(answer).encode()
 
 
-def test_what_is_done_to_one_answer_is_not_done_to_the_next():
-    contexts = understood(proposed()).presentation_context_definition_list
-    answered, _ = proposals.acse.negotiate_as_acceptor(contexts, SUPPORTED, {})
-    number = len(answered)
-    answered.clear()
+def test_what_was_answered_is_answered_again_without_pynetdicom(monkeypatch):
+    first, _ = negotiated(proposed(), SUPPORTED)
+    monkeypatch.setattr(ACSE, "_negotiate_as_acceptor", None)
 
-    assert len(proposals.acse.negotiate_as_acceptor(contexts, SUPPORTED, {})[0]) == number
+    assert outcome(negotiated(proposed(), SUPPORTED)[0]) == outcome(first)
+    with pytest.raises(TypeError):
+        negotiated(proposed(calling="ANOTHER"), SUPPORTED)
 
 
-def test_it_is_answered_as_pynetdicom_does_also_the_second_time_and_to_another():
-    results, _ = presentation.negotiate_as_acceptor(
-        understood(CASES[0]).presentation_context_definition_list, SUPPORTED
-    )
-    fewer, _ = presentation.negotiate_as_acceptor(understood(CASES[0]).presentation_context_definition_list, FEWER)
-    for answer in (results, results, fewer, fewer, results):
-        for calling in ("SCANNER", "ANOTHER"):
-            assert acceptance(answer, proposals.Acceptance, calling) == acceptance(answer, A_ASSOCIATE_AC, calling)
+def test_what_is_done_to_one_association_is_not_done_to_the_next():
+    for _ in range(3):
+        association, _ = negotiated(proposed(), SUPPORTED)
+        assert len(association._accepted_cx) == 20
+        assert len(association.rejected_contexts) == 5
+        association._accepted_cx.clear()
+        association.rejected_contexts.clear()
+
+
+def test_a_device_of_many_names_fills_no_memory():
+    for number in range(50):
+        association, _ = negotiated(proposed(calling=f"SCANNER{number}"), SUPPORTED)
+    (known,) = proposals._understood._known.values()
+
+    assert len(known.presentation_context_definition_list._answers) <= 8
+    assert association.requestor.ae_title == "SCANNER49"
 
 
 def test_another_device_that_proposes_the_same_keeps_its_name():
