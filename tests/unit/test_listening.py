@@ -16,7 +16,6 @@ from dicom_node.listening import GuardedServer
 from dicom_node.reactors import Reactor
 from dicom_node.wire import GuardedMessages, GuardedProvider, Limits
 
-
 LIMITS = Limits(16382, 30, 30, maximum_connections=4, maximum_connections_per_address=4)
 
 
