@@ -34,7 +34,7 @@ read_long = struct.Struct("<L").unpack_from
 Bytes = bytes | bytearray | memoryview
 
 
-_wanted = lru_cache(maxsize=64)(native.Wanted)  # what is asked for are constants
+wanted_by_c = lru_cache(maxsize=64)(native.Wanted)  # what is asked for are constants
 
 
 class NotUnderstood(ValueError):
@@ -70,7 +70,7 @@ def scan(
         NotUnderstood: tags do not ascend, a VR does not exist, an item is where none can be, or there is more of
             everything than an object can mean.
     """
-    if (places := _wanted(wanted).scan(view, is_implicit, stop_at, is_whole=is_whole)) is not None:
+    if (places := wanted_by_c(wanted).scan(view, is_implicit, stop_at, is_whole=is_whole)) is not None:
         return {tag: _place(where) for tag, where in places}
     found: dict[int, Place] = {}
     last, before, at, end = max(wanted, default=-1), -1, 0, len(view)

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -15,7 +15,8 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from dicom_node.elements import UNDEFINED_LENGTH, Bytes, NotUnderstood, Place, scan
+from dicom_node import native
+from dicom_node.elements import UNDEFINED_LENGTH, Bytes, NotUnderstood, Place, scan, wanted_by_c
 from dicom_node.entities import Header, SlicePlace
 from dicom_node.errors import InvalidInstance
 from dicom_node.labelling import MANUFACTURER_MODEL_NAME
@@ -53,6 +54,7 @@ _TAGS = [
 ]
 _ALIKE = [tag for tag in _TAGS if tag not in (_SOP_INSTANCE_UID, _IMAGE_POSITION_PATIENT)]
 _WANTED = frozenset({*_TAGS, *range(_PIXEL_DATA_GROUP, 0x7FE00011)})
+WANTED = wanted_by_c(_WANTED)
 _PARSED = frozenset({*_TAGS, 0x00080005})  # pydicom reads Specific Character Set in any case
 _KEYWORDS = {
     _SOP_CLASS_UID: "SOPClassUID",
@@ -79,7 +81,7 @@ def read_beginning(data: Bytes, transfer_syntax_uid: str) -> tuple[Header, int] 
 
     None where the beginning does not say: `read_header` of the whole does. Raises InvalidInstance as that does.
     """
-    if transfer_syntax_uid in _DEFLATED or transfer_syntax_uid == ExplicitVRBigEndian:
+    if not is_plain(transfer_syntax_uid):
         return None
     try:
         places = scan(data, transfer_syntax_uid == ImplicitVRLittleEndian, _WANTED, _PIXEL_DATA_GROUP, is_whole=False)
@@ -92,6 +94,17 @@ def read_beginning(data: Bytes, transfer_syntax_uid: str) -> tuple[Header, int] 
         return None
     end = pixel_data.offset + (0 if pixel_data.length == UNDEFINED_LENGTH else pixel_data.length)
     return _header(_values(bytes(data[: pixel_data.offset]), places)), end
+
+
+def is_plain(transfer_syntax_uid: str) -> bool:
+    """Return whether elements lie in a data set as the scan reads them."""
+    return transfer_syntax_uid not in _DEFLATED and transfer_syntax_uid != ExplicitVRBigEndian
+
+
+def header_found(data: Bytes, found: Sequence[native.Found]) -> Header:
+    """Return the header of a data set, after C has found the elements of `WANTED` and what stands for pixel data."""
+    places = {tag: Place(*place) for tag, place in found}
+    return _header(_values(bytes(data[: found[-1][1][1]]), places))
 
 
 def _header(values: Values) -> Header:

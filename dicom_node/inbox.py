@@ -161,6 +161,11 @@ class Arriving(Landing):
         with availability():
             return super().whole()
 
+    def landed(self, number: int) -> None:
+        """Note that C has kept it."""
+        self._is_kept = True
+        super().landed(number)
+
     def keep(self, lead: bytes, reply: native.Reply | None = None) -> None:
         """Write what room was left for; on return all of it is on stable storage, and found by `path`."""
         with availability():

@@ -6,16 +6,18 @@ The ledger follows: see `recorder`. What was acknowledged and is not recorded ye
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from dicom_node.digest import digesting, feed
+from pydicom.uid import ImplicitVRLittleEndian
+
+from dicom_node.digest import SIZE, digesting, feed
 from dicom_node.disk import Bytes
 from dicom_node.entities import AssociationIdentity, Header
-from dicom_node.errors import InvalidInstance
-from dicom_node.header import read_beginning, read_header
+from dicom_node.errors import InvalidInstance, Unavailable
+from dicom_node.header import WANTED, header_found, is_plain, read_beginning, read_header
 from dicom_node.inbox import Arriving
 from dicom_node.landing import pour
-from dicom_node.native import Reply
+from dicom_node.native import Found, Plan, Reply
 from dicom_node.part10 import preamble, vouching
 from dicom_node.recorder import Arrival, Recorder
 from dicom_node.services import Status
@@ -73,6 +75,14 @@ class Intake:
             Arrival(header, incoming.transfer_syntax_uid, path, digest, size, incoming.association, self._clock())
         )
 
+    def has_room(self, size: int) -> bool:
+        """Return whether `size` more bytes leave free space above the watermark."""
+        try:
+            self.require_room(size)
+        except Unavailable:
+            return False
+        return True
+
     def require_room(self, size: int) -> None:
         """Raise SpoolFull where `size` more bytes would bring free space below the watermark."""
         self._spool.require_room(size)
@@ -111,6 +121,21 @@ class Incoming:
         feed(self._digest, fragment)
         self._file.took(number)
         self.received += number
+
+    def plan(self) -> Plan | None:
+        """Return what C has to know to take all of it; None where Python has to look at it, piece by piece."""
+        if not is_plain(self.transfer_syntax_uid) or not self._intake.has_room(len(self.room())):
+            return None
+        is_implicit = self.transfer_syntax_uid == ImplicitVRLittleEndian
+        return Plan(*self._file.planned(self._head), len(self._head), *self._named, is_implicit, WANTED)
+
+    def landed(self, number: int, found: Sequence[Found]) -> None:
+        """Hand on what C has made durable: `number` bytes, and what it has found in them."""
+        data_set = self.room()[:number]
+        self._file.landed(number)
+        self.received = number
+        digest = bytes(self._file.lead(len(self._head))[-SIZE:])
+        self._intake.kept(header_found(data_set, found), self._file.path, digest.hex(), self._file.size, self)
 
     def keep(self, reply: Reply | None = None) -> Header:
         """Check the whole and make it durable; on return it may be acknowledged, or has been with `reply`.

@@ -119,6 +119,21 @@ class Landing:
         self._write(memoryview(self._first), 0, direct=False)
         return memoryview(mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ))
 
+    def planned(self, lead: bytes) -> tuple[int, memoryview]:
+        """Put `lead` where it belongs, before there is anything behind it; return what to write to, and all memory."""
+        self._memory[: len(lead)] = lead
+        return self._descriptor, self._memory
+
+    def landed(self, number: int) -> None:
+        """Note that C has made `number` bytes behind the lead durable, and closed the file."""
+        self._descriptor = -1
+        self._filled += number
+        self.size += number
+
+    def lead(self, length: int) -> memoryview:
+        """Return what stands at the beginning."""
+        return self._memory[:length]
+
     def keep(self, lead: bytes, reply: native.Reply | None = None) -> None:
         """Write what is left, and last the lead, and close; on return all of it is durable. Raises OSError.
 

@@ -13,7 +13,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 from dicom_node import native
@@ -40,7 +40,10 @@ class StoreRequest(NamedTuple):
 
 
 class Taking(Filling, Protocol):
-    """Takes one data set, piece by piece; nothing of it raises."""
+    """Takes one data set, in C or piece by piece; nothing of it raises."""
+
+    def take(self, filling: Callable[[native.Plan], native.Taken]) -> native.Taken:
+        """Have `filling` take all of it, where that is possible; return how far it got."""
 
     def answer(self, reply: native.Reply | None = None) -> Answer:
         """Return what to answer now that the data set is whole; `reply` says that all is well, and may be sent."""
@@ -176,26 +179,20 @@ class Inflow:
         if request is None or taking is None:
             self._in_pdu = 0
             return bytes(read)
+        reply: native.Reply | None = None
         try:
             if self._flow is None:
                 self._data_set(context_id, taking)
             else:
-                self._flowing(self._flow, context_id, taking)
+                reply = native.Reply(self._connection, response(context_id, request, SUCCESS))
+                self._flowing(self._flow, context_id, taking, reply)
         except BaseException:
             taking.abandon()
             raise
-        self._conclude(context_id, request, taking)
-        return b""
-
-    def _conclude(self, context_id: int, request: StoreRequest, taking: Taking) -> None:
-        """Have what was taken made durable, and the request answered: as soon as it is, or before anything else is."""
-        if self._flow is None:
-            self._answer = response(context_id, request, taking.answer())
-            return
-        reply = native.Reply(self._connection, response(context_id, request, SUCCESS))
         answer = taking.answer(reply)
-        if not reply.is_sent:
+        if reply is None or not reply.is_sent:  # else the peer knows already
             self._answer = response(context_id, request, answer)
+        return b""
 
     def _taking(self, context_id: int, request: StoreRequest) -> Taking | None:
         if self._memory is None:
@@ -248,20 +245,25 @@ class Inflow:
                 room, filled = taking.room(), 0
             head = bytes(after)
 
-    def _flowing(self, flow: native.Flow, context_id: int, taking: Taking) -> None:
-        """Read a data set as `_data_set` does, without a return to Python for every fragment."""
+    def _flowing(self, flow: native.Flow, context_id: int, taking: Taking, reply: native.Reply) -> None:
+        """Read a data set as `_data_set` does, without a return to Python for every fragment, or for anything."""
         flow.begin_data_set(context_id, self._in_pdu, self._deadline)
-        room, filled, reason = taking.room(), 0, native.PROGRESS
-        while reason != native.WHOLE:
-            reason, filled = flow.fragments(room, filled)
+        reason, filled, _ = taking.take(partial(flow.take, reply=reply))
+        room = taking.room()
+        while True:
             if reason == native.VIOLATION:
                 raise Violation("no fragment of the data set where it goes on")
             if reason < 0:
                 raise Broken("too slow" if reason == native.LATE else "the peer has gone")
             self._progressed()
+            if reason == native.LANDED:
+                break
             if filled and reason != native.PROGRESS:
                 taking.took(filled)
                 room, filled = taking.room(), 0
+            if reason == native.WHOLE:
+                break
+            reason, filled = flow.fragments(room, filled)
         self._in_pdu = flow.in_pdu
 
     def _next_head(self) -> int:

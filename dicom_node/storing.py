@@ -10,7 +10,7 @@ import structlog
 from dicom_node.associations import Associations, Opened
 from dicom_node.errors import InvalidInstance, Unavailable
 from dicom_node.intake import Incoming
-from dicom_node.native import Reply
+from dicom_node.native import LANDED, PROGRESS, Plan, Reply, Taken
 from dicom_node.services import SUCCESS, Answer, Status
 
 log = structlog.get_logger()
@@ -31,12 +31,29 @@ class Storing:
         self._maximum = maximum
         self._incoming: Incoming | None = None
         self._refusal: Answer | None = None
+        self._is_landed = False  # durable, and said to be
         self._try(self._begun, begin)
 
     def room(self) -> memoryview:
         """Return where the next bytes go; those of one that is refused already go where nobody looks."""
         incoming = self._incoming
         return _WASTE if incoming is None else incoming.room()
+
+    def take(self, filling: Callable[[Plan], Taken]) -> Taken:
+        """Let C take all of it, where it may; return how far it got."""
+        plan = None if self._incoming is None else self._incoming.plan()
+        if plan is None or len(plan.memory) > self._maximum:
+            return Taken(PROGRESS)
+        self._associations.begin_work(self._opened)
+        try:
+            taken = filling(plan)
+            if taken.reason == LANDED:
+                self._is_landed = True
+                self._try(self._landed, taken)
+                self._count()
+            return taken
+        finally:
+            self._associations.end_work(self._opened)
 
     def took(self, number: int) -> None:
         """Note that so many bytes have come into the room."""
@@ -49,21 +66,26 @@ class Storing:
         `reply` says that all went well; it is sent as soon as that is true, if it can be, and says whether it was.
         """
         opened = self._opened
+        if self._is_landed:
+            return SUCCESS
         self._associations.begin_work(opened)
         try:
             if self._refusal is None:
                 self._try(self._kept, reply)
-            self.abandon()
-            if self._refusal is None:
-                opened.stored += 1
-            else:
-                opened.refused += 1
+            self._count()
         finally:
             self._associations.end_work(opened)
         if self._refusal is None:
             return SUCCESS
         self._log(self._refusal)
         return self._refusal
+
+    def _count(self) -> None:
+        self.abandon()
+        if self._refusal is None:
+            self._opened.stored += 1
+        else:
+            self._opened.refused += 1
 
     def _log(self, refusal: Answer) -> None:
         title = self._opened.identity.calling_ae_title
@@ -93,6 +115,14 @@ class Storing:
         if not incoming.received:
             raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The C-STORE request has no data set")
         incoming.keep(reply)
+        self._received(incoming)
+
+    def _landed(self, taken: Taken) -> None:
+        incoming = self._open_file()
+        incoming.landed(taken.filled, taken.found)
+        self._received(incoming)
+
+    def _received(self, incoming: Incoming) -> None:
         self._opened.bytes += incoming.received
         self._opened.latest = incoming.received
 

@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_VERSION = 5  # of the library that these declarations fit
+_VERSION = 6  # of the library that these declarations fit
 _LIBRARY = Path(__file__).with_name("library.so")
 _OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
 _SHORT = 1 << 20  # bytes; of nothing but empty elements they take half a millisecond
@@ -26,7 +26,7 @@ _SCANS: list[Any] = [
     *(ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int),
     *(ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p),
 ]
-GONE, LATE, VIOLATION, PROGRESS, FULL, WHOLE = -1, -2, -3, 0, 1, 2
+GONE, LATE, VIOLATION, PROGRESS, FULL, WHOLE, LANDED = -1, -2, -3, 0, 1, 2, 3
 _UNSENT = -4
 
 Bytes = bytes | bytearray | memoryview
@@ -49,6 +49,29 @@ class _Flow(ctypes.Structure):
     ]
 
 
+class _Instance(ctypes.Structure):
+    """`struct instance` of receive.c."""
+
+    _fields_ = [
+        ("memory", ctypes.c_void_p),
+        ("size", ctypes.c_size_t),
+        ("lead", ctypes.c_size_t),
+        ("sop_class_uid", ctypes.c_char_p),
+        ("sop_instance_uid", ctypes.c_char_p),
+        ("class_length", ctypes.c_size_t),
+        ("instance_length", ctypes.c_size_t),
+        ("wanted", ctypes.c_void_p),
+        ("found", ctypes.c_void_p),
+        ("answer", ctypes.c_char_p),
+        ("length", ctypes.c_size_t),
+        ("number", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("is_implicit", ctypes.c_int32),
+        ("file", ctypes.c_int32),
+        ("is_answered", ctypes.c_int32),
+    ]
+
+
 def _load() -> ctypes.CDLL | None:
     if os.environ.get(_OFF) == "0":
         return None
@@ -62,6 +85,7 @@ def _load() -> ctypes.CDLL | None:
     library.dicom_node_exchange.argtypes = [ctypes.c_int, address, size, ctypes.c_int, address, size]
     library.dicom_node_exchange.restype = ctypes.c_ssize_t
     library.dicom_node_fragments.argtypes = [address, address, size, address]
+    library.dicom_node_take.argtypes = [address, address, address]
     library.dicom_node_land.argtypes = [ctypes.c_int, address, size, ctypes.c_int, address, size]
     library.dicom_node_scan.argtypes = _SCANS
     library.dicom_node_link.argtypes = library.dicom_node_unlink.argtypes = [address, size]
@@ -101,6 +125,39 @@ def may_flow(connection: Any) -> bool:
     return _library is not None and type(connection) is socket.socket and connection.gettimeout() is None
 
 
+@dataclass(slots=True)
+class Reply:
+    """What a peer is to be told as soon as something is durable."""
+
+    connection: socket.socket
+    content: bytes
+    is_sent: bool = False
+
+
+Found = tuple[int, tuple[str, int, int]]
+"""A tag, and its VR ("" where implicit), offset and length."""
+
+
+class Plan(NamedTuple):
+    """What C has to know to take an instance from its connection to the disk."""
+
+    descriptor: int
+    memory: memoryview  # it begins at a page boundary, with what stands before the data set
+    lead: int  # bytes before the data set; the last are for the digest
+    sop_class_uid: str  # as the request has them
+    sop_instance_uid: str
+    is_implicit: bool
+    wanted: Wanted
+
+
+class Taken(NamedTuple):
+    """How far C got."""
+
+    reason: int  # as of `Flow.fragments`, or LANDED
+    filled: int = 0  # bytes of the data set
+    found: Sequence[Found] = ()  # what was wanted of it, where it has landed
+
+
 class Flow:
     """Reads the messages of one connection, for one thread."""
 
@@ -116,6 +173,9 @@ class Flow:
         self._filled = ctypes.c_size_t()
         self._filled_at = ctypes.addressof(self._filled)
         self._ahead, self._ahead_at = ahead, address(ahead)
+        self._instance = _Instance()
+        self._instance_at = ctypes.addressof(self._instance)
+        self._found: Any = None
 
     def exchange(self, answer: bytes, seconds: float) -> bytes | None:
         """Send `answer`, if there is one; return the beginning of the next message, if it comes in time.
@@ -145,19 +205,32 @@ class Flow:
         reason = self._library.dicom_node_fragments(self._at, address(room), len(room), self._filled_at)
         return reason, self._filled.value
 
+    def take(self, plan: Plan, reply: Reply) -> Taken:
+        """Read a data set and, where nothing about it is out of the ordinary, make it durable and send `reply`.
+
+        LANDED: the file is closed, and all is done that may be before it is acknowledged. Anything else: nothing is
+        but to have read what `filled` says.
+        """
+        instance, wanted = self._instance, plan.wanted
+        if self._found is None or len(self._found) != 4 * len(wanted):
+            self._found = wanted.places()
+        instance.memory, instance.size, instance.lead = address(plan.memory), len(plan.memory), plan.lead
+        instance.sop_class_uid, instance.class_length = plan.sop_class_uid.encode(), len(plan.sop_class_uid)
+        instance.sop_instance_uid, instance.instance_length = plan.sop_instance_uid.encode(), len(plan.sop_instance_uid)
+        instance.wanted, instance.number, instance.found = wanted.at, len(wanted), ctypes.addressof(self._found)
+        instance.answer, instance.length = reply.content, len(reply.content)
+        instance.is_implicit, instance.file = plan.is_implicit, plan.descriptor
+        self._filled.value = 0
+        reason = self._library.dicom_node_take(self._at, self._instance_at, self._filled_at)
+        if reason != LANDED:
+            return Taken(reason, self._filled.value)
+        reply.is_sent = bool(instance.is_answered)
+        return Taken(reason, self._filled.value, wanted.found(self._found, instance.count))
+
     @property
     def in_pdu(self) -> int:
         """Return how many bytes of the present PDU are still to be read, once the data set is whole."""
         return int(self._flow.in_pdu)
-
-
-@dataclass(slots=True)
-class Reply:
-    """What a peer is to be told as soon as something is durable."""
-
-    connection: socket.socket
-    content: bytes
-    is_sent: bool = False
 
 
 def land(descriptor: int, content: memoryview, reply: Reply | None = None) -> bool:
@@ -211,23 +284,28 @@ class Wanted:
     def __init__(self, tags: Collection[int]) -> None:
         """Look for these."""
         self._tags = np.array(sorted(tags), np.uint32)
-        self._at = address(self._tags.data.cast("B")) if len(tags) else 0
-        self._found = ctypes.c_int64 * (4 * len(tags))  # a place for each, made anew for each scan
+        self.at = address(self._tags.data.cast("B")) if len(tags) else 0
+        self.places = ctypes.c_int64 * (4 * len(tags))  # room for each
 
-    def scan(
-        self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool
-    ) -> list[tuple[int, tuple[str, int, int]]] | None:
-        """Return each tag and its VR ("" where implicit), offset and length, ascending; None where C gives up."""
+    def __len__(self) -> int:
+        """Return how many they are."""
+        return len(self._tags)
+
+    @staticmethod
+    def found(places: Any, number: int) -> list[Found]:
+        """Return the first of what C has put into `places`."""
+        numbers = iter(places[: 4 * number])
+        found = zip(numbers, numbers, numbers, numbers, strict=True)
+        return [(tag, (_VRS.get(vr, ""), offset, length)) for tag, vr, offset, length in found]
+
+    def scan(self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool) -> list[Found] | None:
+        """Return what is found, ascending; None where C gives up."""
         if _library is None:
             return None
-        found = self._found()
+        found = self.places()
         library: Any = _locked if len(view) <= _SHORT else _library
         number = library.dicom_node_scan(
-            *(address(view), len(view), is_implicit, self._at, len(self._tags)),
+            *(address(view), len(view), is_implicit, self.at, len(self._tags)),
             *(stop_at, is_whole, found),
         )
-        if number < 0:
-            return None
-        numbers = iter(found[: 4 * number])
-        places = zip(numbers, numbers, numbers, numbers, strict=True)
-        return [(tag, (_VRS.get(vr, ""), offset, length)) for tag, vr, offset, length in places]
+        return None if number < 0 else self.found(found, number)

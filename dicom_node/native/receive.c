@@ -17,10 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { P_DATA_TF = 0x04, PDU_HEAD = 6, PDV_HEAD = 6, COMMAND = 1, LAST = 2, BLOCK = 4096 }; /* PS3.8 9.3.5, E.2 */
-enum { GONE = -1, LATE = -2, VIOLATION = -3, PROGRESS = 0, FULL = 1, WHOLE = 2, UNSENT = -4 };
+#include "native.h"
 
-int dicom_node_version(void) { return 5; } /* changes with any argument or field: Python asks before it calls */
+enum { P_DATA_TF = 0x04, PDU_HEAD = 6, PDV_HEAD = 6, COMMAND = 1, LAST = 2, BLOCK = 4096 }; /* PS3.8 9.3.5, E.2 */
+
+int dicom_node_version(void) { return 6; } /* changes with any argument or field: Python asks before it calls */
 
 static int64_t now(void) {
     struct timespec at;
@@ -75,20 +76,6 @@ ssize_t dicom_node_exchange(int connection, const uint8_t *answer, size_t length
     more = value > 2 ? read_all(connection, into + got, value - 2) : 0;
     return got + (more > 0 ? more : 0);
 }
-
-/* Where in its PDUs and fragments a data set is; Python sets it, and looks at `in_pdu` when the data set is whole. */
-struct flow {
-    int64_t timeout; /* ns that a PDU may take */
-    uint32_t longest_pdu;
-    int32_t connection;
-    uint32_t in_pdu;    /* bytes of the present PDU that are still to be read, the head below not among them */
-    uint32_t left;      /* bytes of the present fragment that are still to be read */
-    uint8_t context_id; /* of the presentation context that all fragments have to have */
-    uint8_t is_last;    /* whether the present fragment is */
-    uint8_t has;        /* bytes of the next head that have been read */
-    uint8_t head[PDU_HEAD + PDV_HEAD];
-    int64_t deadline; /* ns */
-};
 
 /* Return the length of the next head: that of its PDU comes first where the present one ends. */
 static uint8_t next_head(const struct flow *flow) { return flow->in_pdu ? PDV_HEAD : PDU_HEAD + PDV_HEAD; }

@@ -1,9 +1,9 @@
 /* Where the elements of a data set lie (PS3.5 Section 7): `dicom_node.elements.scan`, for data sets that have nothing
    wrong with them. At anything else it gives up, and Python says what is wrong. */
 
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
+
+#include "native.h"
 
 enum { SEQUENCE, ITEM, DEEPEST = 64 };                  /* what is open, and how many of them at most */
 enum { NOTHING, EXPLICIT, IMPLICIT, BYTES };            /* what is in the items of a sequence */

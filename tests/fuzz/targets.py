@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
+from dicom_node import native
 from dicom_node.attributes import read_attributes
 from dicom_node.commitment import (
     Malformed,
@@ -52,6 +53,9 @@ class _Taken:
 
     def __init__(self) -> None:
         self.size = 0
+
+    def take(self, filling: object) -> native.Taken:
+        return native.Taken(native.PROGRESS)
 
     def room(self) -> memoryview:
         return _ROOM

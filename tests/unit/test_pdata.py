@@ -16,6 +16,7 @@ from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dsutils import encode
 from pynetdicom.pdu import P_DATA_TF
 
+from dicom_node import native
 from dicom_node.native import Reply
 from dicom_node.pdata import Broken, Inflow, StoreRequest, Violation, read_store_request, response
 from dicom_node.services import Answer
@@ -54,6 +55,9 @@ class Taken:
         self.pieces: list[bytes] = []
         self.whole: list[bytes] = []
         self.abandoned = 0
+
+    def take(self, filling: object) -> native.Taken:
+        return native.Taken(native.PROGRESS)
 
     def room(self) -> memoryview:
         return self._room

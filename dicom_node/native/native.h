@@ -1,0 +1,33 @@
+/* What the sources of the library know of each other; each says at its function what that does. */
+
+#ifndef DICOM_NODE_NATIVE_H
+#define DICOM_NODE_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { GONE = -1, LATE = -2, VIOLATION = -3, PROGRESS = 0, FULL = 1, WHOLE = 2, LANDED = 3, UNSENT = -4 };
+enum { DIGEST = 16, SHORTEST_DIGESTED = 241 }; /* bytes */
+
+/* Where in its PDUs and fragments a data set is; Python sets it, and looks at `in_pdu` when the data set is whole. */
+struct flow {
+    int64_t timeout; /* ns that a PDU may take */
+    uint32_t longest_pdu;
+    int32_t connection;
+    uint32_t in_pdu;    /* bytes of the present PDU that are still to be read, the head below not among them */
+    uint32_t left;      /* bytes of the present fragment that are still to be read */
+    uint8_t context_id; /* of the presentation context that all fragments have to have */
+    uint8_t is_last;    /* whether the present fragment is */
+    uint8_t has;        /* bytes of the next head that have been read */
+    uint8_t head[12];
+    int64_t deadline; /* ns */
+};
+
+int dicom_node_fragments(struct flow *flow, uint8_t *room, size_t size, size_t *filled);
+int dicom_node_land(int file, const uint8_t *content, size_t size, int connection, const uint8_t *answer,
+                    size_t length);
+int dicom_node_scan(const uint8_t *content, uint64_t size, int is_implicit, const uint32_t *wanted, int number,
+                    uint64_t stop_at, int is_whole, int64_t *found);
+void dicom_node_digest(const uint8_t *content, size_t size, uint8_t *digest);
+
+#endif
