@@ -34,7 +34,7 @@ from dicom_node.spool import Spool
 
 log = structlog.get_logger()
 
-_GROUP = 256  # instances in one transaction
+_GROUP = 1000  # instances in one transaction: a series as a rule; who records keeps who receives from the interpreter
 _GATHER = 1.0  # seconds in which a group comes together, unless an association ends or somebody waits
 _BACKLOG = 20_000  # instances that wait for a ledger that is away, before no more are let in
 _PAUSE = 0.25  # seconds before a ledger that is away is tried again
