@@ -15,7 +15,6 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from dicom_node import native
 from dicom_node.elements import UNDEFINED_LENGTH, Bytes, NotUnderstood, Place, scan, wanted_by_c
 from dicom_node.entities import Header, SlicePlace
 from dicom_node.errors import InvalidInstance
@@ -101,10 +100,11 @@ def is_plain(transfer_syntax_uid: str) -> bool:
     return transfer_syntax_uid not in _DEFLATED and transfer_syntax_uid != ExplicitVRBigEndian
 
 
-def header_found(data: Bytes, found: Sequence[native.Found]) -> Header:
-    """Return the header of a data set, after C has found the elements of `WANTED` and what stands for pixel data."""
-    places = {tag: Place(*place) for tag, place in found}
-    return _header(_values(bytes(data[: found[-1][1][1]]), places))
+def header_found(data: Bytes, found: Sequence[int]) -> Header:
+    """Return the header of a data set in which C has found the elements of `WANTED`, the pixel data last of them."""
+    before = bytes(data[: found[-2]])
+    places = zip(found[:-4:4], found[2:-4:4], found[3:-4:4], strict=True)
+    return _header({tag: before[offset : offset + min(length, _LONGEST_VALUE)] for tag, offset, length in places})
 
 
 def _header(values: Values) -> Header:

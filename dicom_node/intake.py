@@ -17,7 +17,7 @@ from dicom_node.errors import InvalidInstance, Unavailable
 from dicom_node.header import WANTED, header_found, is_plain, read_beginning, read_header
 from dicom_node.inbox import Arriving
 from dicom_node.landing import pour
-from dicom_node.native import Found, Plan, Reply
+from dicom_node.native import Plan, Reply
 from dicom_node.part10 import preamble, vouching
 from dicom_node.recorder import Arrival, Recorder
 from dicom_node.services import Status
@@ -129,7 +129,7 @@ class Incoming:
         is_implicit = self.transfer_syntax_uid == ImplicitVRLittleEndian
         return Plan(*self._file.planned(self._head), len(self._head), *self._named, is_implicit, WANTED)
 
-    def landed(self, number: int, found: Sequence[Found]) -> None:
+    def landed(self, number: int, found: Sequence[int]) -> None:
         """Hand on what C has made durable: `number` bytes, and what it has found in them."""
         data_set = self.room()[:number]
         self._file.landed(number)

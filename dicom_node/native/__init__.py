@@ -134,10 +134,6 @@ class Reply:
     is_sent: bool = False
 
 
-Found = tuple[int, tuple[str, int, int]]
-"""A tag, and its VR ("" where implicit), offset and length."""
-
-
 class Plan(NamedTuple):
     """What C has to know to take an instance from its connection to the disk."""
 
@@ -155,7 +151,7 @@ class Taken(NamedTuple):
 
     reason: int  # as of `Flow.fragments`, or LANDED
     filled: int = 0  # bytes of the data set
-    found: Sequence[Found] = ()  # what was wanted of it, where it has landed
+    found: Sequence[int] = ()  # where it has landed: tag, VR, offset and length of what was wanted, ascending
 
 
 class Flow:
@@ -175,6 +171,7 @@ class Flow:
         self._ahead, self._ahead_at = ahead, address(ahead)
         self._instance = _Instance()
         self._instance_at = ctypes.addressof(self._instance)
+        self._memory: memoryview | None = None  # that `_instance` knows of
         self._found: Any = None
 
     def exchange(self, answer: bytes, seconds: float) -> bytes | None:
@@ -211,21 +208,25 @@ class Flow:
         LANDED: the file is closed, and all is done that may be before it is acknowledged. Anything else: nothing is
         but to have read what `filled` says.
         """
-        instance, wanted = self._instance, plan.wanted
-        if self._found is None or len(self._found) != 4 * len(wanted):
-            self._found = wanted.places()
-        instance.memory, instance.size, instance.lead = address(plan.memory), len(plan.memory), plan.lead
+        instance = self._instance
+        if plan.memory is not self._memory:
+            self._prepare(plan.memory, plan.wanted)
+        instance.lead, instance.file, instance.is_implicit = plan.lead, plan.descriptor, plan.is_implicit
         instance.sop_class_uid, instance.class_length = plan.sop_class_uid.encode(), len(plan.sop_class_uid)
         instance.sop_instance_uid, instance.instance_length = plan.sop_instance_uid.encode(), len(plan.sop_instance_uid)
-        instance.wanted, instance.number, instance.found = wanted.at, len(wanted), ctypes.addressof(self._found)
         instance.answer, instance.length = reply.content, len(reply.content)
-        instance.is_implicit, instance.file = plan.is_implicit, plan.descriptor
         self._filled.value = 0
         reason = self._library.dicom_node_take(self._at, self._instance_at, self._filled_at)
         if reason != LANDED:
             return Taken(reason, self._filled.value)
         reply.is_sent = bool(instance.is_answered)
-        return Taken(reason, self._filled.value, wanted.found(self._found, instance.count))
+        return Taken(reason, self._filled.value, self._found[: 4 * instance.count])
+
+    def _prepare(self, memory: memoryview, wanted: Wanted) -> None:
+        """Say what is the same for all instances of a connection."""
+        instance, self._memory, self._found = self._instance, memory, wanted.places()
+        instance.memory, instance.size = address(memory), len(memory)
+        instance.wanted, instance.number, instance.found = wanted.at, len(wanted), ctypes.addressof(self._found)
 
     @property
     def in_pdu(self) -> int:
@@ -291,15 +292,10 @@ class Wanted:
         """Return how many they are."""
         return len(self._tags)
 
-    @staticmethod
-    def found(places: Any, number: int) -> list[Found]:
-        """Return the first of what C has put into `places`."""
-        numbers = iter(places[: 4 * number])
-        found = zip(numbers, numbers, numbers, numbers, strict=True)
-        return [(tag, (_VRS.get(vr, ""), offset, length)) for tag, vr, offset, length in found]
-
-    def scan(self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool) -> list[Found] | None:
-        """Return what is found, ascending; None where C gives up."""
+    def scan(
+        self, view: Bytes, is_implicit: bool, stop_at: int, *, is_whole: bool
+    ) -> list[tuple[int, tuple[str, int, int]]] | None:
+        """Return each tag and its VR ("" where implicit), offset and length, ascending; None where C gives up."""
         if _library is None:
             return None
         found = self.places()
@@ -308,4 +304,8 @@ class Wanted:
             *(address(view), len(view), is_implicit, self.at, len(self._tags)),
             *(stop_at, is_whole, found),
         )
-        return None if number < 0 else self.found(found, number)
+        if number < 0:
+            return None
+        numbers = iter(found[: 4 * number])
+        places = zip(numbers, numbers, numbers, numbers, strict=True)
+        return [(tag, (_VRS.get(vr, ""), offset, length)) for tag, vr, offset, length in places]
