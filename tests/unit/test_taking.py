@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import subprocess
+import threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -88,14 +89,15 @@ class Receiver:
         ours, theirs = socket.socketpair()
         limit_waits(ours, 5.0)
         with ours, theirs:
-            for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                theirs.setsockopt(socket.SOL_SOCKET, size, 1 << 22)
-            theirs.sendall(b"".join(sent))
-            theirs.close() if is_gone else theirs.shutdown(socket.SHUT_WR)
+            sender = threading.Thread(target=_send, args=(theirs, b"".join(sent), is_gone))
+            sender.start()
+            if is_gone:
+                sender.join()
             inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5.0, begin=self.begin)
             with suppress(Broken):
                 inflow.serve(linger=0.05, until=lambda: False)
             inflow.close()
+            sender.join()
             ours.shutdown(socket.SHUT_WR)
             answered = b""
             while not is_gone and (piece := theirs.recv(65536)):
@@ -112,6 +114,11 @@ class Receiver:
     @property
     def kept(self) -> list:
         return [(each.header, each.digest, each.size) for each in self.recorded.arrivals]
+
+
+def _send(connection: socket.socket, content: bytes, is_gone: bool) -> None:
+    connection.sendall(content)
+    connection.close() if is_gone else connection.shutdown(socket.SHUT_WR)
 
 
 def command(sop_class: str, instance: str, number: int) -> bytes:
