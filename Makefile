@@ -54,7 +54,7 @@ $(VENV)/.created:
 	  { echo "Python's venv module is missing: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	touch $@
 
-NATIVE := $(addprefix dicom_node/native/,build.py receive.c scan.c)
+NATIVE := $(wildcard dicom_node/native/*.[ch]) dicom_node/native/build.py
 
 $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt $(NATIVE)
 	@echo "installing into $(VENV) (torch is the large part)"

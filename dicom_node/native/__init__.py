@@ -1,4 +1,4 @@
-"""What is done in C because a thousand instances a second do it: see `receive.c`, `scan.c` and `names.c`.
+"""What is done in C because a thousand instances a second do it: see `take.c`, and what it calls.
 
 Everything here is also done in Python, by those who call it: for TLS, for what is out of the ordinary, and where the
 package was installed without a C compiler. `is_there` says which it is.

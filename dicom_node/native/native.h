@@ -19,7 +19,7 @@ struct flow {
     uint8_t context_id; /* of the presentation context that all fragments have to have */
     uint8_t is_last;    /* whether the present fragment is */
     uint8_t has;        /* bytes of the next head that have been read */
-    uint8_t head[12];
+    uint8_t head[12]; /* of a PDU, and of a PDV */
     int64_t deadline; /* ns */
 };
 
