@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import structlog
 from pynetdicom._globals import MODE_ACCEPTOR
-from pynetdicom.association import Association
 from pynetdicom.transport import AddressInformation, RequestHandler, ThreadedAssociationServer
 
 from dicom_node.collecting import Room
@@ -87,7 +86,10 @@ class GuardedHandler(RequestHandler):
         association.acceptor.implementation_version_name = entity.implementation_version_name
         association.acceptor.supported_contexts = server.contexts
         association.requestor.address_info = self.remote
-        association._handlers = dict(server.bound)
+        bound: Any = server._handlers
+        association._handlers = {
+            event: handlers if event.is_intervention else list(handlers) for event, handlers in bound.items()
+        }
         server.associated(self.request, association)
         return association
 
@@ -125,17 +127,6 @@ class GuardedServer(ThreadedAssociationServer):
     def local(self) -> AddressInformation:
         """Return where it listens."""
         return AddressInformation.from_tuple(self.server_address)
-
-    @cached_property
-    def bound(self) -> dict[Any, Any]:
-        """Return the handlers of an association, by event."""
-        association = Association(self.ae, MODE_ACCEPTOR)
-        bound: Any = self._handlers
-        for event, handlers in bound.items():
-            for handler in [handlers] if event.is_intervention else handlers:
-                if handler:
-                    association.bind(event, *handler)
-        return association._handlers
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Make an association; in a thread of its own where hands are shaken first, for nothing else waits."""

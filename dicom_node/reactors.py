@@ -157,7 +157,7 @@ class Reactor(Association):
             provider.wake()
 
     def _bind_defaults(self) -> None:
-        """Bind nothing: who makes it says what is bound."""
+        """Bind nothing, one by one: all associations of a server have the same handlers."""
 
     def run_reactor(self) -> None:
         """Negotiate, then serve; a request that pynetdicom chokes on is aborted, and leaves no thread behind."""
