@@ -76,7 +76,7 @@ class Intake:
         )
 
     def has_room(self, size: int) -> bool:
-        """Return whether `size` more bytes leave free space above the watermark."""
+        """Return whether `size` more bytes leave free space above the watermark, and count them if they do."""
         try:
             self.require_room(size)
         except Unavailable:
