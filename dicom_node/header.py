@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -31,6 +32,7 @@ _LONGEST_VALUE = 1024  # bytes of a value that is wanted; what is longer is none
 _PARSED_ITEMS, _PARSED_READS, _PARSED_BYTES = 50_000, 300_000, 1 << 26  # what pydicom may make objects of, and read
 _making = threading.RLock()  # whatever many senders send, objects and inflated bytes are those of one data set
 _PIECE = 1 << 20
+_FOUND = struct.Struct("=LL")
 _PIXEL_DATA_GROUP = 0x7FE00000
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _MODALITY, _MANUFACTURER_MODEL_NAME = 0x00080016, 0x00080018, 0x00080060, 0x00081090
 _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
@@ -100,11 +102,15 @@ def is_plain(transfer_syntax_uid: str) -> bool:
     return transfer_syntax_uid not in _DEFLATED and transfer_syntax_uid != ExplicitVRBigEndian
 
 
-def header_found(data: Bytes, found: Sequence[int]) -> Header:
-    """Return the header of a data set in which C has found the elements of `WANTED`, the pixel data last of them."""
-    before = bytes(data[: found[-2]])
-    places = zip(found[:-4:4], found[2:-4:4], found[3:-4:4], strict=True)
-    return _header({tag: before[offset : offset + min(length, _LONGEST_VALUE)] for tag, offset, length in places})
+def header_of(elements: bytes) -> Header:
+    """Return the header of a data set in which C has found these elements: each its tag, its length and its value."""
+    values, at, end = {}, 0, len(elements)
+    while at < end:
+        tag, length = _FOUND.unpack_from(elements, at)
+        at += 8
+        values[tag] = elements[at : at + min(length, _LONGEST_VALUE)]
+        at += length
+    return _header(values)
 
 
 def _header(values: Values) -> Header:

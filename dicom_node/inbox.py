@@ -22,8 +22,9 @@ from dicom_node.landing import Landing, memory
 from dicom_node.part10 import has_head
 
 _ARRIVED = "arrived"
-_SLOTS = 32  # made at once
-_FEW = 16  # below which more are made
+_SLOTS = 64  # made at once
+_FEW = 32  # below which more are made
+_LAST = 8  # for those who begin: whoever is in the middle of a series does with fewer at a time
 _MODE = 0o640
 _SLOT, _EARLIER = ".slot", ".dcm"  # earlier versions named a file when it was whole
 
@@ -48,7 +49,7 @@ class Inbox:
         weakref.finalize(self, _close, self._slots)  # whoever forgets to close leaves slots to be swept, but none open
         self._lock = threading.Lock()
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slots")
-        self._is_making = False
+        self._is_making = self._is_closed = False
 
     def open(self, *, lead: int, room: memoryview | None = None) -> Arriving:
         """Return a file to write to, from `lead` on, out of `room`; raise Unavailable where there can be none."""
@@ -58,6 +59,21 @@ class Inbox:
                 os.close(slot.descriptor)
                 slot = self._slot()
             return Arriving(slot, lead, room)
+
+    def spare(self, number: int) -> list[Slot]:
+        """Return so many slots, or fewer: those that nobody has to wait for."""
+        with self._lock:
+            kept = len(self._slots) - max(0, min(number, len(self._slots) - _LAST))
+            slots = self._slots[kept:]
+            del self._slots[kept:]
+            return slots
+
+    def give_back(self, slots: list[Slot], *, is_written: bool = False) -> None:
+        """Let others have slots that were not needed; to the first something may have been written: it is no slot."""
+        with self._lock:
+            unused = [] if self._is_closed else slots[is_written:]
+            self._slots += unused
+        _discard(slots[: len(slots) - len(unused)])
 
     def _slot(self) -> Slot:
         """Return a slot, and have others made before there are none: whoever receives need not wait for them."""
@@ -96,6 +112,7 @@ class Inbox:
         """Delete the slots that were not needed; after it there are no more."""
         self._maker.shutdown()
         with self._lock:
+            self._is_closed = True
             _discard(self._slots)
 
     def waiting(self) -> list[Path]:
@@ -161,10 +178,10 @@ class Arriving(Landing):
         with availability():
             return super().whole()
 
-    def landed(self, number: int) -> None:
+    def landed(self, size: int) -> None:
         """Note that C has kept it."""
         self._is_kept = True
-        super().landed(number)
+        super().landed(size)
 
     def keep(self, lead: bytes, reply: native.Reply | None = None) -> None:
         """Write what room was left for; on return all of it is on stable storage, and found by `path`."""

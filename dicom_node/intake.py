@@ -6,22 +6,25 @@ The ledger follows: see `recorder`. What was acknowledged and is not recorded ye
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import structlog
 from pydicom.uid import ImplicitVRLittleEndian
 
-from dicom_node.digest import SIZE, digesting, feed
+from dicom_node.digest import digesting, feed
 from dicom_node.disk import Bytes
 from dicom_node.entities import AssociationIdentity, Header
 from dicom_node.errors import InvalidInstance, Unavailable
-from dicom_node.header import WANTED, header_found, is_plain, read_beginning, read_header
-from dicom_node.inbox import Arriving
+from dicom_node.header import WANTED, header_of, is_plain, read_beginning, read_header
+from dicom_node.inbox import Arriving, Slot
 from dicom_node.landing import pour
-from dicom_node.native import Plan, Reply
-from dicom_node.part10 import preamble, vouching
+from dicom_node.native import LONGEST_RUN, WHOLE, Plan, Reply, Taken
+from dicom_node.part10 import around, lead_length, preamble, vouching
 from dicom_node.recorder import Arrival, Recorder
 from dicom_node.services import Status
 from dicom_node.spool import Spool
+
+log = structlog.get_logger()
 
 
 class Intake:
@@ -53,7 +56,7 @@ class Intake:
         named = affected_sop_class_uid, affected_sop_instance_uid
         head = preamble(*named, transfer_syntax_uid, association.calling_ae_title, expected=expected)
         file = self._spool.inbox.open(lead=len(head), room=room)
-        return Incoming(self, file, head, named, transfer_syntax_uid, association)
+        return Incoming(self, file, head, named, transfer_syntax_uid, association, expected)
 
     def keep(self, dataset: Bytes, **command: object) -> Header:
         """Keep a data set that is in memory already; `command` is what `begin` takes.
@@ -68,6 +71,14 @@ class Intake:
             return incoming.keep()
         finally:
             incoming.close()
+
+    def spare(self, number: int) -> list[Slot]:
+        """Return empty files for so many instances more, or fewer."""
+        return self._spool.inbox.spare(number)
+
+    def give_back(self, slots: list[Slot], *, is_written: bool) -> None:
+        """Take back empty files that were not needed; to the first something may have been written."""
+        self._spool.inbox.give_back(slots, is_written=is_written)
 
     def kept(self, header: Header, path: str, digest: str, size: int, incoming: Incoming) -> None:
         """Hand on what is durable now."""
@@ -99,12 +110,15 @@ class Incoming:
         named: tuple[str, str],
         transfer_syntax_uid: str,
         association: AssociationIdentity,
+        expected: int,
     ) -> None:
         """Write to `file`, after room for `head`, which stands before the data set and vouches for the whole of it."""
         self._intake = intake
         self._file = file
         self._named = named
         self._head = head
+        self._expected = expected
+        self._following: list[Slot] = []  # empty files for what may follow it
         self._digest = digesting()
         self._beginning: tuple[Header, int] | None = None
         self.received = 0  # bytes of the data set
@@ -122,20 +136,36 @@ class Incoming:
         self._file.took(number)
         self.received += number
 
-    def plan(self) -> Plan | None:
-        """Return what C has to know to take all of it; None where Python has to look at it, piece by piece."""
-        if not is_plain(self.transfer_syntax_uid) or not self._intake.has_room(len(self.room())):
-            return None
-        is_implicit = self.transfer_syntax_uid == ImplicitVRLittleEndian
-        return Plan(*self._file.planned(self._head), len(self._head), *self._named, is_implicit, WANTED)
+    def plan(self, *, following: int, maximum: int) -> Plan | None:
+        """Return what C has to know to take it, and up to so many like it; None where Python has to look at each.
 
-    def landed(self, number: int, found: Sequence[int]) -> None:
-        """Hand on what C has made durable: `number` bytes, and what it has found in them."""
-        data_set = self.room()[:number]
-        self._file.landed(number)
-        self.received = number
-        digest = bytes(self._file.lead(len(self._head))[-SIZE:])
-        self._intake.kept(header_found(data_set, found), self._file.path, digest.hex(), self._file.size, self)
+        Nothing is larger than `maximum` bytes then. Whoever has asked says with `landed` what has become of it.
+        """
+        descriptor, memory = self._file.planned()
+        if len(memory) > maximum or not is_plain(self.transfer_syntax_uid):
+            return None
+        number = min(1 + following, LONGEST_RUN)
+        if len(self._head) != lead_length(self._expected) or not self._intake.has_room(number * len(memory)):
+            return None
+        self._following = self._intake.spare(number - 1)
+        descriptors = [descriptor, *(slot.descriptor for slot in self._following)]
+        before, behind = around(self._named[0], self.transfer_syntax_uid, self.association.calling_ae_title)
+        is_implicit = self.transfer_syntax_uid == ImplicitVRLittleEndian
+        return Plan(descriptors, memory, before, behind, self._expected, is_implicit, WANTED)
+
+    def landed(self, taken: Taken) -> None:
+        """Hand on what C has made durable: this one, and those that followed it."""
+        paths = [self._file.path, *(slot.path for slot in self._following)]
+        unused, self._following = self._following[max(0, len(taken.landed) - 1) :], []
+        self._intake.give_back(unused, is_written=bool(taken.landed) and taken.reason == WHOLE)
+        for path, landed in zip(paths, taken.landed, strict=False):
+            if path is paths[0]:
+                self._file.landed(landed.lead + landed.size)
+            try:
+                size, digest = landed.lead + landed.size, landed.digest.hex()
+                self._intake.kept(header_of(landed.values), path, digest, size, self)
+            except Exception as error:  # it has been acknowledged: the next start finds it
+                log.exception("store.defect", error=type(error).__name__)
 
     def keep(self, reply: Reply | None = None) -> Header:
         """Check the whole and make it durable; on return it may be acknowledged, or has been with `reply`.

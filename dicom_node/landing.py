@@ -119,20 +119,14 @@ class Landing:
         self._write(memoryview(self._first), 0, direct=False)
         return memoryview(mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ))
 
-    def planned(self, lead: bytes) -> tuple[int, memoryview]:
-        """Put `lead` where it belongs, before there is anything behind it; return what to write to, and all memory."""
-        self._memory[: len(lead)] = lead
+    def planned(self) -> tuple[int, memoryview]:
+        """Return what to write to, and all memory: before there is anything in it."""
         return self._descriptor, self._memory
 
-    def landed(self, number: int) -> None:
-        """Note that C has made `number` bytes behind the lead durable, and closed the file."""
+    def landed(self, size: int) -> None:
+        """Note that C has made all of it durable, and closed the file: `size` bytes with what stands before them."""
         self._descriptor = -1
-        self._filled += number
-        self.size += number
-
-    def lead(self, length: int) -> memoryview:
-        """Return what stands at the beginning."""
-        return self._memory[:length]
+        self._filled = self.size = size
 
     def keep(self, lead: bytes, reply: native.Reply | None = None) -> None:
         """Write what is left, and last the lead, and close; on return all of it is durable. Raises OSError.

@@ -25,6 +25,7 @@ IMPLEMENTATION_VERSION_NAME = f"DICOM-NODE {__version__}"[:16]
 _META_HEAD = 144  # bytes of preamble, prefix and the element that says how long the meta information is
 _META_LENGTH = b"DICM" + b"\x02\x00\x00\x00UL\x04\x00"
 _BEGINNING = b"\x00" * 128 + _META_LENGTH
+_LEAST_LEAD = 640  # bytes before a data set: enough for the longest names there are, and for a digest
 _LONGEST_META = 1 << 16
 _EARLIER_SIZE = 32  # bytes of the digest in files of earlier versions
 _PIECE = 1 << 20
@@ -55,27 +56,37 @@ def preamble(
 
     `expected` is how many bytes the data set may have: if it has, the file fills whole blocks.
     """
-    before, after = _around(sop_class_uid, transfer_syntax_uid, calling_ae_title)
-    elements = before + _uid(0x0003, sop_instance_uid) + after
-    zeros = -(_META_HEAD + len(elements) + expected) % BLOCK if expected else 0
-    if zeros and zeros % 2 == 0 and SIZE + zeros != _EARLIER_SIZE:
-        elements = elements[: -SIZE - 4] + (SIZE + zeros).to_bytes(4, "little") + bytes(SIZE + zeros)
+    before, behind = around(sop_class_uid, transfer_syntax_uid, calling_ae_title)
+    elements = before + _uid(0x0003, sop_instance_uid) + behind
+    room = max(SIZE, lead_length(expected) - _META_HEAD - len(elements) - 4)
+    elements += room.to_bytes(4, "little") + bytes(room)
     return _BEGINNING + len(elements).to_bytes(4, "little") + elements
 
 
+def lead_length(expected: int) -> int:
+    """Return how many bytes stand before a data set, whatever its names are, where it may have `expected` bytes.
+
+    C reads a data set to behind them before Python has looked at its names (`native/message.c`).
+    """
+    return _LEAST_LEAD + (-(_LEAST_LEAD + expected) % BLOCK & ~1 if expected else 0)
+
+
 @lru_cache(maxsize=256)
-def _around(sop_class_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> tuple[bytes, bytes]:
-    """Return the elements before and after that of the instance, which are the same for every instance of a series."""
+def around(sop_class_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> tuple[bytes, bytes]:
+    """Return the elements before and behind that of the instance, which are the same for every instance of a series.
+
+    The last has no length and no value yet: that ends with the digest.
+    """
     before = [_long(0x0001, b"OB", b"\x00\x01"), _uid(0x0002, sop_class_uid)]
-    after = [
+    behind = [
         _uid(0x0010, transfer_syntax_uid),
         _uid(0x0012, IMPLEMENTATION_CLASS_UID),
         _short(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME.encode(), b" "),
         _short(0x0016, b"AE", calling_ae_title.encode("ascii", "replace"), b" "),
         _uid(0x0100, IMPLEMENTATION_CLASS_UID),
-        _long(0x0102, b"OB", bytes(SIZE)),
+        _long(0x0102, b"OB", b"")[:-4],
     ]
-    return b"".join(before), b"".join(after)
+    return b"".join(before), b"".join(behind)
 
 
 def vouching(written: bytes, digest: bytes) -> bytes:

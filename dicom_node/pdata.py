@@ -43,7 +43,10 @@ class Taking(Filling, Protocol):
     """Takes one data set, in C or piece by piece; nothing of it raises."""
 
     def take(self, filling: Callable[[native.Plan], native.Taken]) -> native.Taken:
-        """Have `filling` take all of it, where that is possible; return how far it got."""
+        """Have `filling` take all of it, and what follows, where that is possible; return how far it got.
+
+        Where anything has landed, it is done with this one.
+        """
 
     def answer(self, reply: native.Reply | None = None) -> Answer:
         """Return what to answer now that the data set is whole; `reply` says that all is well, and may be sent."""
@@ -154,18 +157,19 @@ class Inflow:
         Raises Broken where the connection is of no more use.
         """
         while True:
-            if handed_on := self._message():
+            if handed_on := self._message(linger):
                 ahead, self._ahead = self._ahead, b""
                 return handed_on + ahead
             if self._in_pdu or until():
                 self._send()
                 if not self._in_pdu:
-                    return b""
-            elif not self._comes(linger):
+                    ahead, self._ahead = self._ahead, b""
+                    return ahead
+            elif not self._ahead and not self._comes(linger):
                 return b""
 
-    def _message(self) -> bytes:
-        """Serve one message, or return the beginning of one that is not ours."""
+    def _message(self, linger: float) -> bytes:
+        """Serve one message and those like it that follow, or return the beginning of one that is not ours."""
         if not self._in_pdu:
             head = self._read(_PDU_HEAD.size)
             pdu_type, length = _PDU_HEAD.unpack(head)
@@ -179,20 +183,23 @@ class Inflow:
         if request is None or taking is None:
             self._in_pdu = 0
             return bytes(read)
-        reply: native.Reply | None = None
+        if self._flow is None:
+            self._serve(context_id, request, taking, partial(self._data_set, context_id, taking))
+        else:
+            self._flowing(self._flow, context_id, command, request, taking, linger)
+        return b""
+
+    def _serve(self, context_id: int, request: StoreRequest, taking: Taking, fill: Callable[[], None]) -> None:
+        """Have `fill` bring the data set to `taking`, and keep the answer until something is said."""
         try:
-            if self._flow is None:
-                self._data_set(context_id, taking)
-            else:
-                reply = native.Reply(self._connection, response(context_id, request, SUCCESS))
-                self._flowing(self._flow, context_id, taking, reply)
+            fill()
         except BaseException:
             taking.abandon()
             raise
+        reply = None if self._flow is None else native.Reply(self._connection, response(context_id, request, SUCCESS))
         answer = taking.answer(reply)
         if reply is None or not reply.is_sent:  # else the peer knows already
             self._answer = response(context_id, request, answer)
-        return b""
 
     def _taking(self, context_id: int, request: StoreRequest) -> Taking | None:
         if self._memory is None:
@@ -245,25 +252,47 @@ class Inflow:
                 room, filled = taking.room(), 0
             head = bytes(after)
 
-    def _flowing(self, flow: native.Flow, context_id: int, taking: Taking, reply: native.Reply) -> None:
-        """Read a data set as `_data_set` does, without a return to Python for every fragment, or for anything."""
+    def _flowing(
+        self, flow: native.Flow, context_id: int, command: bytes, request: StoreRequest, taking: Taking, linger: float
+    ) -> None:
+        """Have C take a data set and those that follow; where it stops in the middle of one, bring that to its end."""
         flow.begin_data_set(context_id, self._in_pdu, self._deadline)
-        reason, filled, _ = taking.take(partial(flow.take, reply=reply))
-        room = taking.room()
+        try:
+            taken = taking.take(partial(flow.take, command=command, linger=linger))
+        except BaseException:
+            taking.abandon()
+            raise
+        self._progressed()
+        if taken.reason == native.LANDED:
+            self._ahead = taken.ahead
+            self._in_pdu = 0 if taken.ahead else flow.in_pdu
+            return
+        if taken.landed and taken.reason >= 0:
+            request, taking = self._next(context_id, taken.ahead)
+        self._serve(context_id, request, taking, partial(self._fragments, flow, taking, taken))
+
+    def _next(self, context_id: int, ahead: bytes) -> tuple[StoreRequest, Taking]:
+        """Return the request that C has gone on with, and who takes it now."""
+        request = read_store_request(ahead[_PDU_HEAD.size + _PDV_HEAD.size :])
+        taking = self._taking(context_id, request) if request else None
+        if request is None or taking is None:
+            raise Broken("the association is being closed")
+        return request, taking
+
+    def _fragments(self, flow: native.Flow, taking: Taking, taken: native.Taken) -> None:
+        """Bring the rest of a data set to `taking`, as `_data_set` does, without a return to Python for each."""
+        reason, filled = taken.reason, taken.filled
         while True:
             if reason == native.VIOLATION:
                 raise Violation("no fragment of the data set where it goes on")
             if reason < 0:
                 raise Broken("too slow" if reason == native.LATE else "the peer has gone")
             self._progressed()
-            if reason == native.LANDED:
-                break
-            if filled and reason != native.PROGRESS:
+            if filled:
                 taking.took(filled)
-                room, filled = taking.room(), 0
             if reason == native.WHOLE:
                 break
-            reason, filled = flow.fragments(room, filled)
+            reason, filled = flow.fragments(taking.room(), 0)
         self._in_pdu = flow.in_pdu
 
     def _next_head(self) -> int:

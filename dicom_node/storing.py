@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -10,7 +10,7 @@ import structlog
 from dicom_node.associations import Associations, Opened
 from dicom_node.errors import InvalidInstance, Unavailable
 from dicom_node.intake import Incoming
-from dicom_node.native import LANDED, PROGRESS, Plan, Reply, Taken
+from dicom_node.native import PROGRESS, Landed, Plan, Reply, Taken
 from dicom_node.services import SUCCESS, Answer, Status
 
 log = structlog.get_logger()
@@ -31,7 +31,6 @@ class Storing:
         self._maximum = maximum
         self._incoming: Incoming | None = None
         self._refusal: Answer | None = None
-        self._is_landed = False  # durable, and said to be
         self._try(self._begun, begin)
 
     def room(self) -> memoryview:
@@ -40,20 +39,29 @@ class Storing:
         return _WASTE if incoming is None else incoming.room()
 
     def take(self, filling: Callable[[Plan], Taken]) -> Taken:
-        """Let C take all of it, where it may; return how far it got."""
-        plan = None if self._incoming is None else self._incoming.plan()
-        if plan is None or len(plan.memory) > self._maximum:
+        """Let C take it, and what follows and is like it, where it may; return how far it got."""
+        opened, incoming = self._opened, self._incoming
+        # as many again as have come: one image does not keep files for sixteen
+        plan = None if incoming is None else incoming.plan(following=opened.stored, maximum=self._maximum)
+        if incoming is None or plan is None:
             return Taken(PROGRESS)
-        self._associations.begin_work(self._opened)
+        self._associations.begin_work(opened)
         try:
             taken = filling(plan)
-            if taken.reason == LANDED:
-                self._is_landed = True
-                self._try(self._landed, taken)
-                self._count()
+            incoming.landed(taken)
+            self._count_landed(taken.landed)
             return taken
         finally:
-            self._associations.end_work(self._opened)
+            self._associations.end_work(opened)
+
+    def _count_landed(self, landed: Sequence[Landed]) -> None:
+        if not landed:
+            return
+        opened = self._opened
+        opened.stored += len(landed)
+        opened.bytes += sum(each.size for each in landed)
+        opened.latest = landed[-1].size
+        self.abandon()
 
     def took(self, number: int) -> None:
         """Note that so many bytes have come into the room."""
@@ -66,8 +74,6 @@ class Storing:
         `reply` says that all went well; it is sent as soon as that is true, if it can be, and says whether it was.
         """
         opened = self._opened
-        if self._is_landed:
-            return SUCCESS
         self._associations.begin_work(opened)
         try:
             if self._refusal is None:
@@ -115,14 +121,6 @@ class Storing:
         if not incoming.received:
             raise InvalidInstance(Status.CANNOT_UNDERSTAND, "The C-STORE request has no data set")
         incoming.keep(reply)
-        self._received(incoming)
-
-    def _landed(self, taken: Taken) -> None:
-        incoming = self._open_file()
-        incoming.landed(taken.filled, taken.found)
-        self._received(incoming)
-
-    def _received(self, incoming: Incoming) -> None:
         self._opened.bytes += incoming.received
         self._opened.latest = incoming.received
 

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import socket
+import struct
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_VERSION = 6  # of the library that these declarations fit
+_VERSION = 7  # of the library that these declarations fit
 _LIBRARY = Path(__file__).with_name("library.so")
 _OFF = "DICOM_NODE_NATIVE"  # set to 0: do without
 _SHORT = 1 << 20  # bytes; of nothing but empty elements they take half a millisecond
@@ -28,6 +29,9 @@ _SCANS: list[Any] = [
 ]
 GONE, LATE, VIOLATION, PROGRESS, FULL, WHOLE, LANDED = -1, -2, -3, 0, 1, 2, 3
 _UNSENT = -4
+LONGEST_RUN = 16  # instances
+_TOLD = struct.Struct("=QLL16s")  # `struct told` of take.c
+_TOLD_SIZE = 2048  # bytes for each, with what follows it
 
 Bytes = bytes | bytearray | memoryview
 
@@ -49,26 +53,32 @@ class _Flow(ctypes.Structure):
     ]
 
 
-class _Instance(ctypes.Structure):
-    """`struct instance` of receive.c."""
+class _Run(ctypes.Structure):
+    """`struct run` of take.c."""
 
     _fields_ = [
         ("memory", ctypes.c_void_p),
         ("size", ctypes.c_size_t),
-        ("lead", ctypes.c_size_t),
-        ("sop_class_uid", ctypes.c_char_p),
-        ("sop_instance_uid", ctypes.c_char_p),
-        ("class_length", ctypes.c_size_t),
-        ("instance_length", ctypes.c_size_t),
+        ("ahead", ctypes.c_void_p),
+        ("ahead_size", ctypes.c_size_t),
+        ("command", ctypes.c_char_p),
+        ("command_length", ctypes.c_size_t),
+        ("before", ctypes.c_char_p),
+        ("behind", ctypes.c_char_p),
+        ("before_length", ctypes.c_size_t),
+        ("behind_length", ctypes.c_size_t),
         ("wanted", ctypes.c_void_p),
         ("found", ctypes.c_void_p),
-        ("answer", ctypes.c_char_p),
-        ("length", ctypes.c_size_t),
+        ("files", ctypes.c_void_p),
+        ("told", ctypes.c_void_p),
+        ("expected", ctypes.c_size_t),
+        ("filled", ctypes.c_size_t),
+        ("has", ctypes.c_ssize_t),
         ("number", ctypes.c_int32),
-        ("count", ctypes.c_int32),
+        ("most", ctypes.c_int32),
+        ("landed", ctypes.c_int32),
+        ("linger", ctypes.c_int32),
         ("is_implicit", ctypes.c_int32),
-        ("file", ctypes.c_int32),
-        ("is_answered", ctypes.c_int32),
     ]
 
 
@@ -85,7 +95,7 @@ def _load() -> ctypes.CDLL | None:
     library.dicom_node_exchange.argtypes = [ctypes.c_int, address, size, ctypes.c_int, address, size]
     library.dicom_node_exchange.restype = ctypes.c_ssize_t
     library.dicom_node_fragments.argtypes = [address, address, size, address]
-    library.dicom_node_take.argtypes = [address, address, address]
+    library.dicom_node_take.argtypes = [address, address]
     library.dicom_node_land.argtypes = [ctypes.c_int, address, size, ctypes.c_int, address, size]
     library.dicom_node_scan.argtypes = _SCANS
     library.dicom_node_link.argtypes = library.dicom_node_unlink.argtypes = [address, size]
@@ -135,23 +145,33 @@ class Reply:
 
 
 class Plan(NamedTuple):
-    """What C has to know to take an instance from its connection to the disk."""
+    """What C has to know to take instances that are alike from their connection to the disk."""
 
-    descriptor: int
-    memory: memoryview  # it begins at a page boundary, with what stands before the data set
-    lead: int  # bytes before the data set; the last are for the digest
-    sop_class_uid: str  # as the request has them
-    sop_instance_uid: str
+    descriptors: Sequence[int]  # of files that are empty, one for each, `LONGEST_RUN` at most
+    memory: memoryview  # it begins at a page boundary; each goes through it
+    before: bytes  # what stands in the meta information before the element that names the instance
+    behind: bytes  # and behind it, up to the length of the last value, which ends with the digest
+    expected: int  # bytes of the first data set, perhaps
     is_implicit: bool
     wanted: Wanted
+
+
+class Landed(NamedTuple):
+    """An instance that is durable, and acknowledged where the peer still listens."""
+
+    size: int  # bytes of the data set
+    lead: int  # bytes before it
+    digest: bytes
+    values: bytes  # the elements that were wanted, all but the last: each its tag, its length, 4 bytes each, and value
 
 
 class Taken(NamedTuple):
     """How far C got."""
 
-    reason: int  # as of `Flow.fragments`, or LANDED
-    filled: int = 0  # bytes of the data set
-    found: Sequence[int] = ()  # where it has landed: tag, VR, offset and length of what was wanted, ascending
+    reason: int  # as of `Flow.fragments`, of the instance after those that landed; LANDED: none was begun
+    filled: int = 0  # bytes of the data set of that
+    landed: Sequence[Landed] = ()
+    ahead: bytes = b""  # the request of that one, unless it is the first; or the beginning of the next message
 
 
 class Flow:
@@ -169,10 +189,12 @@ class Flow:
         self._filled = ctypes.c_size_t()
         self._filled_at = ctypes.addressof(self._filled)
         self._ahead, self._ahead_at = ahead, address(ahead)
-        self._instance = _Instance()
-        self._instance_at = ctypes.addressof(self._instance)
-        self._memory: memoryview | None = None  # that `_instance` knows of
+        self._run = _Run(ahead=self._ahead_at, ahead_size=len(ahead))
+        self._run_at = ctypes.addressof(self._run)
+        self._memory: memoryview | None = None  # that `_run` knows of
         self._found: Any = None
+        self._files = (ctypes.c_int32 * LONGEST_RUN)()
+        self._told = bytearray()
 
     def exchange(self, answer: bytes, seconds: float) -> bytes | None:
         """Send `answer`, if there is one; return the beginning of the next message, if it comes in time.
@@ -202,31 +224,38 @@ class Flow:
         reason = self._library.dicom_node_fragments(self._at, address(room), len(room), self._filled_at)
         return reason, self._filled.value
 
-    def take(self, plan: Plan, reply: Reply) -> Taken:
-        """Read a data set and, where nothing about it is out of the ordinary, make it durable and send `reply`.
+    def take(self, plan: Plan, *, command: bytes, linger: float) -> Taken:
+        """Make durable, and acknowledge, the data set of a C-STORE whose command set has been read, and those after it.
 
-        LANDED: the file is closed, and all is done that may be before it is acknowledged. Anything else: nothing is
-        but to have read what `filled` says.
+        They follow one another within `linger` seconds, are like the first, and have nothing out of the ordinary.
+        LANDED: all that was begun has been acknowledged. Anything else: the peer has gone, or so many bytes of the next
+        lie behind its lead, and nothing else has been done with it.
         """
-        instance = self._instance
+        run = self._run
         if plan.memory is not self._memory:
             self._prepare(plan.memory, plan.wanted)
-        instance.lead, instance.file, instance.is_implicit = plan.lead, plan.descriptor, plan.is_implicit
-        instance.sop_class_uid, instance.class_length = plan.sop_class_uid.encode(), len(plan.sop_class_uid)
-        instance.sop_instance_uid, instance.instance_length = plan.sop_instance_uid.encode(), len(plan.sop_instance_uid)
-        instance.answer, instance.length = reply.content, len(reply.content)
-        self._filled.value = 0
-        reason = self._library.dicom_node_take(self._at, self._instance_at, self._filled_at)
-        if reason != LANDED:
-            return Taken(reason, self._filled.value)
-        reply.is_sent = bool(instance.is_answered)
-        return Taken(reason, self._filled.value, self._found[: 4 * instance.count])
+        run.before, run.before_length = plan.before, len(plan.before)
+        run.behind, run.behind_length = plan.behind, len(plan.behind)
+        run.command, run.command_length = command, len(command)
+        run.expected, run.is_implicit, run.linger = plan.expected, plan.is_implicit, int(linger * 1000)
+        run.most = len(plan.descriptors)
+        self._files[: run.most] = list(plan.descriptors)
+        reason = self._library.dicom_node_take(self._at, self._run_at)
+        landed = [self._landed(at) for at in range(0, run.landed * _TOLD_SIZE, _TOLD_SIZE)]
+        return Taken(reason, run.filled, landed, bytes(self._ahead[: max(0, run.has)]))
+
+    def _landed(self, at: int) -> Landed:
+        size, lead, values, digest = _TOLD.unpack_from(self._told, at)
+        at += _TOLD.size
+        return Landed(size, lead, digest, bytes(self._told[at : at + values]))
 
     def _prepare(self, memory: memoryview, wanted: Wanted) -> None:
         """Say what is the same for all instances of a connection."""
-        instance, self._memory, self._found = self._instance, memory, wanted.places()
-        instance.memory, instance.size = address(memory), len(memory)
-        instance.wanted, instance.number, instance.found = wanted.at, len(wanted), ctypes.addressof(self._found)
+        run, self._memory, self._found = self._run, memory, wanted.places()
+        self._told = bytearray(LONGEST_RUN * _TOLD_SIZE)
+        run.memory, run.size = address(memory), len(memory)
+        run.wanted, run.number, run.found = wanted.at, len(wanted), ctypes.addressof(self._found)
+        run.files, run.told = ctypes.addressof(self._files), address(self._told)
 
     @property
     def in_pdu(self) -> int:

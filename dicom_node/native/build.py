@@ -21,7 +21,7 @@ except ImportError:  # by hand, in an environment that builds nothing
     BuildHookInterface = object
 
 HERE = Path(__file__).parent
-SOURCES = "receive.c", "scan.c", "names.c", "digest.c", "take.c"
+SOURCES = "receive.c", "scan.c", "names.c", "digest.c", "message.c", "take.c"
 LIBRARY = HERE / "library.so"
 _FLAGS = "-O3", "-Wall", "-Wextra", "-shared", "-fPIC", "-Wl,-z,relro,-z,now"
 

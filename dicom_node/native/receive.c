@@ -19,17 +19,15 @@
 
 #include "native.h"
 
-enum { P_DATA_TF = 0x04, PDU_HEAD = 6, PDV_HEAD = 6, COMMAND = 1, LAST = 2, BLOCK = 4096 }; /* PS3.8 9.3.5, E.2 */
+int dicom_node_version(void) { return 7; } /* changes with any argument or field: Python asks before it calls */
 
-int dicom_node_version(void) { return 6; } /* changes with any argument or field: Python asks before it calls */
-
-static int64_t now(void) {
+int64_t dicom_node_now(void) {
     struct timespec at;
     clock_gettime(CLOCK_MONOTONIC, &at);
     return at.tv_sec * 1000000000LL + at.tv_nsec;
 }
 
-static uint32_t big_endian(const uint8_t *at) {
+uint32_t dicom_node_big_endian(const uint8_t *at) {
     return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
 }
 
@@ -63,14 +61,14 @@ ssize_t dicom_node_exchange(int connection, const uint8_t *answer, size_t length
     ssize_t got = read_all(connection, into, PDU_HEAD);
     if (got < PDU_HEAD)
         return got > 0 ? got : -1;
-    uint32_t in_pdu = big_endian(into + 2);
+    uint32_t in_pdu = dicom_node_big_endian(into + 2);
     if (into[0] != P_DATA_TF || in_pdu < PDV_HEAD)
         return got;
     ssize_t more = read_all(connection, into + PDU_HEAD, PDV_HEAD);
     if (more < PDV_HEAD)
         return got + (more > 0 ? more : 0);
     got += more;
-    uint32_t value = big_endian(into + PDU_HEAD);
+    uint32_t value = dicom_node_big_endian(into + PDU_HEAD);
     if (value < 2 || value > in_pdu - 4 || value - 2 > size - (size_t)got || !(into[got - 1] & COMMAND))
         return got;
     more = value > 2 ? read_all(connection, into + got, value - 2) : 0;
@@ -96,7 +94,7 @@ static int fill(struct flow *flow, uint8_t *room, size_t size, uint8_t head) {
             pieces[piece].iov_len -= taken;
             got -= (ssize_t)taken;
         }
-        if (pieces[0].iov_len + pieces[1].iov_len && now() > flow->deadline)
+        if (pieces[0].iov_len + pieces[1].iov_len && dicom_node_now() > flow->deadline)
             return LATE;
     }
     flow->has += head;
@@ -107,14 +105,14 @@ static int fill(struct flow *flow, uint8_t *room, size_t size, uint8_t head) {
 static int begin_fragment(struct flow *flow) {
     const uint8_t *head = flow->head;
     if (flow->has > PDV_HEAD) {
-        uint32_t length = big_endian(head + 2);
+        uint32_t length = dicom_node_big_endian(head + 2);
         if (head[0] != P_DATA_TF || length < PDV_HEAD || length > flow->longest_pdu)
             return VIOLATION; /* an A-ABORT, or a broken sender */
         flow->in_pdu = length;
-        flow->deadline = now() + flow->timeout;
+        flow->deadline = dicom_node_now() + flow->timeout;
         head += PDU_HEAD;
     }
-    uint32_t length = big_endian(head);
+    uint32_t length = dicom_node_big_endian(head);
     flow->has = 0;
     if (flow->in_pdu < PDV_HEAD || length < 2 || length - 2 > flow->in_pdu - PDV_HEAD)
         return VIOLATION;
@@ -129,7 +127,7 @@ static int begin_fragment(struct flow *flow) {
 /* Read the fragments of a data set into `room` from `*filled` on, side by side. Return WHOLE at its end, FULL where
    the room is, PROGRESS where this has taken a second, or GONE, LATE, VIOLATION. */
 int dicom_node_fragments(struct flow *flow, uint8_t *room, size_t size, size_t *filled) {
-    int64_t until = now() + 1000000000LL;
+    int64_t until = dicom_node_now() + 1000000000LL;
     for (;;) {
         int wrong = 0;
         if (!flow->left) {
@@ -139,7 +137,7 @@ int dicom_node_fragments(struct flow *flow, uint8_t *room, size_t size, size_t *
                 wrong = fill(flow, room, 0, next_head(flow));
             if (!wrong)
                 wrong = begin_fragment(flow);
-            if (!wrong && now() > until && flow->left)
+            if (!wrong && dicom_node_now() > until && flow->left)
                 return PROGRESS;
         } else {
             size_t take = flow->left < size - *filled ? flow->left : size - *filled;
@@ -172,7 +170,7 @@ int dicom_node_has_name(int file) {
    file system knows no O_DIRECT; nothing is lost then that the usual way mends. */
 int dicom_node_land(int file, const uint8_t *content, size_t size, int connection, const uint8_t *answer,
                     size_t length) {
-    size_t blocks = size - size % BLOCK;
+    size_t blocks = size - size % DISK_BLOCK;
     int wrong = 0;
     if (size > blocks) {
         wrong = write_all(file, content + blocks, size - blocks, (off_t)blocks);

@@ -139,9 +139,9 @@ def test_what_an_earlier_version_has_acknowledged_and_not_recorded_is_recorded(a
     arrive(ct())
     (path,) = spool.inbox.waiting()
     now = path.read_bytes()
-    head = now[: len(now) - len(data)]
-    longer = (len(head) - 144 + 16).to_bytes(4, "little")
-    earlier = head[:140] + longer + head[144:-20] + (32).to_bytes(4, "little") + bytes.fromhex(sha256(data))
+    head = now[144 : now.index(b"\x02\x00\x02\x01OB\0\0") + 8]  # up to the length of what vouches for it
+    elements = head + (32).to_bytes(4, "little") + bytes.fromhex(sha256(data))
+    earlier = now[:140] + len(elements).to_bytes(4, "little") + elements
     path.write_bytes(earlier + data)
 
     reborn = Recorder(ledger, Spool(spool.storage), node_id="node")

@@ -396,3 +396,41 @@ def test_one_folder_belongs_to_one_node(spool):
     second = Spool(spool.storage)
     second.own()
     second.disown()
+
+
+def test_who_is_in_the_middle_of_a_series_leaves_slots_to_those_who_begin(spool):
+    arriving(spool, b"first").keep(HEAD)
+
+    slots = spool.inbox.spare(1000)
+
+    assert 10 < len(slots) < 1000
+    assert spool.inbox.spare(1000) == []
+    names = {path.name for path in spool.inbox.folder.iterdir()}
+    for number in range(5):
+        arriving(spool, bytes([number])).keep(HEAD)
+    taken = {path.name for path in spool.inbox.waiting()}
+    assert len(taken) == 6
+    assert taken <= names, "none had to be made first"
+    assert not taken & {Path(slot.path).name for slot in slots}
+    spool.inbox.give_back(slots)
+
+
+def test_slots_that_were_not_needed_are_used_by_others_but_for_what_was_written_to(spool):
+    arriving(spool, b"first").keep(HEAD)
+    slots = spool.inbox.spare(3)
+    os.write(slots[0].descriptor, b"longer than what comes next")
+
+    spool.inbox.give_back(list(slots), is_written=True)
+
+    assert not Path(slots[0].path).exists()
+    assert [spool.inbox.open(lead=0).path for _ in range(2)] == [slot.path for slot in slots[:0:-1]]
+
+
+def test_slots_that_come_back_after_the_end_are_gone(spool):
+    arriving(spool, b"content").keep(HEAD)
+    slots = spool.inbox.spare(5)
+    spool.inbox.close()
+
+    spool.inbox.give_back(slots)
+
+    assert in_inbox(spool) == [HEAD + b"content"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
@@ -72,6 +74,7 @@ class Receiver:
             transfer_syntax_uid=self._syntax,
             association=self.opened.identity,
             room=room,
+            expected=self.opened.latest,
         )
         storing = Storing(self._associations, self.opened, begin, maximum=self._maximum)
         take = storing.take
@@ -86,6 +89,13 @@ class Receiver:
 
     def serve(self, *sent: bytes, is_gone: bool = False) -> list:
         """Return how the requests are answered; a peer that `is_gone` reads no answer."""
+        answered = self.answered(*sent, is_gone=is_gone)
+        return [
+            (int(each.Status), each.get("ErrorComment"), each.MessageIDBeingRespondedTo) for each in answers(answered)
+        ]
+
+    def answered(self, *sent: bytes, is_gone: bool = False) -> bytes:
+        """Return the answers as they come."""
         ours, theirs = socket.socketpair()
         limit_waits(ours, 5.0)
         with ours, theirs:
@@ -97,14 +107,13 @@ class Receiver:
             with suppress(Broken):
                 inflow.serve(linger=0.05, until=lambda: False)
             inflow.close()
+            ours.shutdown(socket.SHUT_RD)
             sender.join()
             ours.shutdown(socket.SHUT_WR)
             answered = b""
             while not is_gone and (piece := theirs.recv(65536)):
                 answered += piece
-        return [
-            (int(each.Status), each.get("ErrorComment"), each.MessageIDBeingRespondedTo) for each in answers(answered)
-        ]
+        return answered
 
     @property
     def files(self) -> list[bytes]:
@@ -117,7 +126,8 @@ class Receiver:
 
 
 def _send(connection: socket.socket, content: bytes, is_gone: bool) -> None:
-    connection.sendall(content)
+    with suppress(BrokenPipeError):
+        connection.sendall(content)
     connection.close() if is_gone else connection.shutdown(socket.SHUT_WR)
 
 
@@ -234,7 +244,9 @@ def test_one_after_another_each_has_its_own_name_and_digest(tmp_path, associatio
     status = receiver.serve(*(store(each, instance=name, number=at) for at, (name, each) in enumerate(data.items())))
 
     assert status == [(0, None, number) for number in range(5)]
-    assert receiver.reasons == [native.LANDED] * 5
+    assert receiver.reasons == [native.LANDED, native.LANDED, native.GONE], (
+        "as many at a time as have come before, and one"
+    )
     assert [each.header.sop_instance_uid for each in receiver.recorded.arrivals] == list(data)
     for arrival, each in zip(receiver.recorded.arrivals, data.values(), strict=True):
         assert arrival.digest == xxhash.xxh3_128_hexdigest(each)
@@ -248,7 +260,7 @@ def test_what_became_durable_is_told_of_when_nobody_reads_the_answer(tmp_path, a
 
     receiver.serve(store(DATA), is_gone=True)
 
-    assert receiver.reasons == [native.LANDED]
+    assert receiver.reasons == [native.GONE]
     assert len(receiver.kept) == len(receiver.files) == receiver.opened.stored == 1
 
 
@@ -287,11 +299,141 @@ def test_where_room_is_short_python_decides(why, tmp_path, association, monkeypa
 
 def test_a_defect_after_it_is_durable_keeps_the_file_for_the_next_start(tmp_path, association, monkeypatch):
     receiver = Receiver(tmp_path / "c", association, EXPLICIT)
-    monkeypatch.setattr("dicom_node.intake.header_found", lambda *_: 1 / 0)
+    monkeypatch.setattr("dicom_node.intake.header_of", lambda *_: 1 / 0)
 
     assert receiver.serve(store(DATA)) == [(0, None, 7)]
     assert len(receiver.files) == 1
     assert not receiver.kept
+
+
+# -- one after another ---------------------------------------------------------------------------------------------
+
+
+def mixed(names: list[str]) -> list[bytes]:
+    """Return requests for cases of `ORDINARY` and `ODD`, in an encoding that all have."""
+    cases = {**ORDINARY, **ODD}
+    return [store(cases[name][0], number=number, **cases[name][2]) for number, name in enumerate(names, 1)]
+
+
+EXPLICIT_ONES = [name for name, (_, syntax, _) in {**ORDINARY, **ODD}.items() if syntax == EXPLICIT]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(st.sampled_from(["explicit", "explicit", *EXPLICIT_ONES]), min_size=2, max_size=12))
+def test_whatever_follows_whatever_it_is_taken_as_in_python(names, tmp_path_factory, association):
+    folder, sent = tmp_path_factory.mktemp("mixed"), mixed(names)
+    ours, theirs = Receiver(folder / "c", association, EXPLICIT), Receiver(folder / "python", association, EXPLICIT)
+
+    answered = ours.answered(*sent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_library", None)
+        assert answered == theirs.answered(*sent)
+
+    assert len(list(answers(answered))) == len(sent)
+    assert ours.kept == theirs.kept
+    assert sorted(ours.files) == sorted(theirs.files)
+    assert all(Path(each.path).stat().st_size == each.size for each in ours.recorded.arrivals)
+    assert (ours.opened.stored, ours.opened.refused) == (theirs.opened.stored, theirs.opened.refused)
+    assert (ours.opened.bytes, ours.opened.latest) == (theirs.opened.bytes, theirs.opened.latest)
+    for receiver in (ours, theirs):
+        receiver.spool.inbox.close()
+        assert len(list(receiver.spool.inbox.folder.iterdir())) == len(ours.kept), "no slot is lost"
+    shutil.rmtree(folder)
+
+
+SERIES_OF_SIX = [store(DATA, number=number) for number in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [(encoded(BIG), 0), (ODD["very short"][0], 0), (DATA[:-2], 0xC000)],
+    ids=["large", "short", "odd"],
+)
+def test_one_that_is_not_ordinary_after_others_goes_on_in_python(data, status, tmp_path, association):
+    receiver = Receiver(tmp_path / "c", association, EXPLICIT)
+
+    answered = receiver.serve(*SERIES_OF_SIX, store(data, number=9), store(DATA, number=10))
+
+    assert [number for _, _, number in answered] == [1, 2, 3, 4, 5, 6, 9, 10]
+    assert [each for each, _, _ in answered] == [0, 0, 0, 0, 0, 0, status, 0]
+    assert len(receiver.kept) == 8 - bool(status)
+
+
+def test_one_that_comes_slowly_after_others_is_taken_up_where_it_stopped(tmp_path, association):
+    receiver = Receiver(tmp_path / "c", association, EXPLICIT)
+    *before, last = SERIES_OF_SIX
+    ours, theirs = socket.socketpair()
+    limit_waits(ours, 5.0)
+
+    def send() -> None:
+        theirs.sendall(b"".join(before) + last[:900])
+        time.sleep(1.2)
+        theirs.sendall(last[900:])
+        theirs.shutdown(socket.SHUT_WR)
+
+    with ours, theirs:
+        sender = threading.Thread(target=send)
+        sender.start()
+        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5.0, begin=receiver.begin)
+        with pytest.raises(Broken):
+            inflow.serve(linger=0.05, until=lambda: False)
+        sender.join()
+
+    assert len(receiver.kept) == 6
+    assert {digest for _, digest, _ in receiver.kept} == {xxhash.xxh3_128_hexdigest(DATA)}
+
+
+@pytest.mark.parametrize("how_much", [12, 100, 400, 600])
+def test_what_came_before_the_peer_went_is_kept_and_nothing_else(how_much, tmp_path, association):
+    receiver = Receiver(tmp_path / "c", association, EXPLICIT)
+
+    status = receiver.serve(*SERIES_OF_SIX[:5], SERIES_OF_SIX[5][:how_much])
+
+    assert [number for _, _, number in status] == [1, 2, 3, 4, 5]
+    assert len(receiver.kept) == len(receiver.files) == receiver.opened.stored == 5
+    receiver.spool.inbox.close()
+    assert len(list(receiver.spool.inbox.folder.iterdir())) == 5
+
+
+def test_a_file_that_somebody_has_deleted_does_not_hold_what_follows(tmp_path, association, monkeypatch):
+    receiver = Receiver(tmp_path / "c", association, EXPLICIT)
+    spare = receiver.spool.inbox.spare
+
+    def tidied(number):
+        slots = spare(number)
+        for slot in slots[:1]:
+            os.unlink(slot.path)
+        return slots
+
+    monkeypatch.setattr(receiver.spool.inbox, "spare", tidied)
+
+    assert receiver.serve(*SERIES_OF_SIX) == [(0, None, number) for number in range(1, 7)]
+    assert native.WHOLE in receiver.reasons
+    assert len(receiver.files) == len(receiver.kept) == 6
+
+
+def test_what_is_to_be_said_first_is_said_though_the_next_message_is_there(tmp_path, association):
+    receiver = Receiver(tmp_path / "c", association, EXPLICIT)
+    release = b"\x05\0\0\0\0\4\0\0\0\0"
+    ours, theirs = socket.socketpair()
+    limit_waits(ours, 5.0)
+    with ours, theirs:
+        theirs.sendall(b"".join(SERIES_OF_SIX[:3]) + release)
+        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5.0, begin=receiver.begin)
+        handed_on = inflow.serve(linger=0.05, until=lambda: len(receiver.kept) == 3)
+
+        assert handed_on + ours.recv(100) == release
+    assert len(receiver.kept) == 3
+
+
+def test_an_association_that_ended_meanwhile_takes_no_more(tmp_path, association, monkeypatch):
+    receiver = Receiver(tmp_path / "c", association, EXPLICIT)
+    begin = receiver.begin
+    monkeypatch.setattr(receiver, "begin", lambda *asked: None if len(receiver.kept) >= 5 else begin(*asked))
+
+    receiver.serve(*SERIES_OF_SIX[:5], store(encoded(BIG)))
+
+    assert len(receiver.kept) == len(receiver.files) == 5
 
 
 # -- the digest ------------------------------------------------------------------------------------------------------
