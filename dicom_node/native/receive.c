@@ -19,6 +19,8 @@
 
 #include "native.h"
 
+enum { PAUSED = -9 };
+
 int dicom_node_version(void) { return 7; } /* changes with any argument or field: Python asks before it calls */
 
 int64_t dicom_node_now(void) {
@@ -31,10 +33,24 @@ uint32_t dicom_node_big_endian(const uint8_t *at) {
     return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
 }
 
-static ssize_t read_all(int connection, void *into, size_t size) {
-    ssize_t got;
-    do got = recv(connection, into, size, MSG_WAITALL); while (got < 0 && errno == EINTR);
-    return got;
+/* Read so many bytes, if they come in time; return how many have, -1 where there are none and will be none. */
+static ssize_t read_until(int64_t until, int connection, uint8_t *into, size_t size) {
+    size_t got = 0;
+    while (got < size) {
+        ssize_t piece = recv(connection, into + got, size - got, MSG_DONTWAIT);
+        if (piece > 0) {
+            got += (size_t)piece;
+            continue;
+        }
+        if (!piece || (errno != EINTR && errno != EAGAIN && errno != EWOULDBLOCK))
+            return got ? (ssize_t)got : -1;
+        struct pollfd waiting = {.fd = connection, .events = POLLIN};
+        int64_t left = until - dicom_node_now();
+        struct timespec time = {.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+        if (errno != EINTR && (left <= 0 || !ppoll(&waiting, 1, &time, NULL)))
+            break;
+    }
+    return (ssize_t)got;
 }
 
 static int send_all(int connection, const uint8_t *answer, size_t length) {
@@ -46,59 +62,48 @@ static int send_all(int connection, const uint8_t *answer, size_t length) {
     return 0;
 }
 
-/* Answer the message before, unless that has been done, and read the beginning of the next, if it comes within so many
-   milliseconds: the head of a PDU and, where that is a P-DATA-TF with a fragment of a command set that fits, that
+/* Answer the message before, unless that has been done, and read the beginning of the next, as far as it comes within
+   so many milliseconds: the head of a PDU and, where that is a P-DATA-TF with a fragment of a command set that fits, that
    fragment. Return how many bytes there are; 0 where none came in time, -1 where there will be none. */
 ssize_t dicom_node_exchange(int connection, const uint8_t *answer, size_t length, int milliseconds, uint8_t *into,
                             size_t size) {
     if (send_all(connection, answer, length))
         return -1;
-    struct pollfd waiting = {.fd = connection, .events = POLLIN};
-    int ready;
-    do ready = poll(&waiting, 1, milliseconds); while (ready < 0 && errno == EINTR);
-    if (ready <= 0)
-        return ready;
-    ssize_t got = read_all(connection, into, PDU_HEAD);
+    int64_t until = dicom_node_now() + milliseconds * 1000000LL;
+    ssize_t got = read_until(until, connection, into, PDU_HEAD);
     if (got < PDU_HEAD)
-        return got > 0 ? got : -1;
+        return got;
     uint32_t in_pdu = dicom_node_big_endian(into + 2);
     if (into[0] != P_DATA_TF || in_pdu < PDV_HEAD)
         return got;
-    ssize_t more = read_all(connection, into + PDU_HEAD, PDV_HEAD);
+    ssize_t more = read_until(until, connection, into + PDU_HEAD, PDV_HEAD);
     if (more < PDV_HEAD)
         return got + (more > 0 ? more : 0);
     got += more;
     uint32_t value = dicom_node_big_endian(into + PDU_HEAD);
     if (value < 2 || value > in_pdu - 4 || value - 2 > size - (size_t)got || !(into[got - 1] & COMMAND))
         return got;
-    more = value > 2 ? read_all(connection, into + got, value - 2) : 0;
+    more = read_until(until, connection, into + got, value - 2);
     return got + (more > 0 ? more : 0);
 }
 
 /* Return the length of the next head: that of its PDU comes first where the present one ends. */
 static uint8_t next_head(const struct flow *flow) { return flow->in_pdu ? PDV_HEAD : PDU_HEAD + PDV_HEAD; }
 
-/* Fill `room` and then the head. Return 0, GONE or LATE. */
-static int fill(struct flow *flow, uint8_t *room, size_t size, uint8_t head) {
+/* Read what is left of a fragment into `room`, `size` bytes of it, and then so many bytes of the head behind it. Return
+   0, GONE, LATE, or PAUSED where some of it has not come for as long as the kernel waits, and may be waited for again. */
+static int fill(struct flow *flow, uint8_t *room, size_t size, size_t *filled, uint8_t head) {
     struct iovec pieces[2] = {{room, size}, {flow->head + flow->has, head}};
     struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2};
-    while (pieces[0].iov_len + pieces[1].iov_len) {
-        ssize_t got = recvmsg(flow->connection, &message, MSG_WAITALL);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? LATE : GONE;
-        for (int piece = 0; piece < 2; piece++) {
-            size_t taken = (size_t)got < pieces[piece].iov_len ? (size_t)got : pieces[piece].iov_len;
-            pieces[piece].iov_base = (uint8_t *)pieces[piece].iov_base + taken;
-            pieces[piece].iov_len -= taken;
-            got -= (ssize_t)taken;
-        }
-        if (pieces[0].iov_len + pieces[1].iov_len && dicom_node_now() > flow->deadline)
-            return LATE;
-    }
-    flow->has += head;
-    return 0;
+    ssize_t got;
+    do got = recvmsg(flow->connection, &message, MSG_WAITALL); while (got < 0 && errno == EINTR);
+    if (!got || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK))
+        return GONE;
+    size_t come = got < 0 ? 0 : (size_t)got, of_room = come < size ? come : size;
+    *filled += of_room;
+    flow->left -= (uint32_t)of_room;
+    flow->has += (uint8_t)(come - of_room);
+    return come == size + head ? 0 : dicom_node_now() > flow->deadline ? LATE : PAUSED;
 }
 
 /* Make the head that has been read that of the present fragment. Return 0 or VIOLATION. */
@@ -125,30 +130,30 @@ static int begin_fragment(struct flow *flow) {
 }
 
 /* Read the fragments of a data set into `room` from `*filled` on, side by side. Return WHOLE at its end, FULL where
-   the room is, PROGRESS where this has taken a second, or GONE, LATE, VIOLATION. */
+   the room is, PROGRESS where this has taken a second or the kernel will not wait, or GONE, LATE, VIOLATION. */
 int dicom_node_fragments(struct flow *flow, uint8_t *room, size_t size, size_t *filled) {
     int64_t until = dicom_node_now() + 1000000000LL;
     for (;;) {
         int wrong = 0;
-        if (!flow->left) {
-            if (flow->is_last)
-                return WHOLE;
-            if (flow->has < PDV_HEAD)
-                wrong = fill(flow, room, 0, next_head(flow));
-            if (!wrong)
-                wrong = begin_fragment(flow);
-            if (!wrong && dicom_node_now() > until && flow->left)
-                return PROGRESS;
-        } else {
+        if (flow->left) {
             size_t take = flow->left < size - *filled ? flow->left : size - *filled;
             if (!take)
                 return FULL;
-            flow->left -= (uint32_t)take;
-            wrong = fill(flow, room + *filled, take, flow->left || flow->is_last ? 0 : next_head(flow));
-            *filled += wrong ? 0 : take;
+            uint8_t head = take < flow->left || flow->is_last ? 0 : next_head(flow);
+            wrong = fill(flow, room + *filled, take, filled, head);
+        } else {
+            if (flow->is_last)
+                return WHOLE;
+            uint8_t head = (uint8_t)(next_head(flow) - flow->has);
+            if (head)
+                wrong = fill(flow, room, 0, filled, head);
+            if (!wrong)
+                wrong = begin_fragment(flow);
+            if (!wrong && flow->left && dicom_node_now() > until)
+                return PROGRESS;
         }
         if (wrong)
-            return wrong;
+            return wrong == PAUSED ? PROGRESS : wrong;
     }
 }
 

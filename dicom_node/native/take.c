@@ -3,6 +3,8 @@
    anything has to be thought about, it is left as it came, and Python thinks about it. */
 
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 
 #include "native.h"
 
@@ -38,7 +40,8 @@ struct told {
 };
 
 enum { PIXEL_DATA_GROUP = 0x7FE00000, TOLD = 2048, LONGEST_ANSWER = 256 };
-static const int64_t LONGEST_RUN = 100000000; /* ns after which Python is told, and looks at what else there is */
+/* ns: after so long Python is told what has landed, whether something comes or nothing does */
+static const int64_t LONGEST_RUN = 100000000, LONGEST_WAIT = 1000000000;
 static const uint32_t UNDEFINED = 0xFFFFFFFF;
 static const uint32_t SOP_CLASS_UID = 0x00080016, SOP_INSTANCE_UID = 0x00080018;
 static const uint32_t STUDY_INSTANCE_UID = 0x0020000D, SERIES_INSTANCE_UID = 0x0020000E;
@@ -107,7 +110,7 @@ static int take_one(struct flow *flow, struct run *run, const struct request *re
     int reason = dicom_node_fragments(flow, data_set, run->size - lead, &run->filled);
     if (reason != WHOLE || run->filled < SHORTEST_DIGESTED || !is_in_order(run, request, data_set, told))
         return reason;
-    told->size = run->expected = run->filled;
+    told->size = run->filled;
     told->lead = (uint32_t)lead;
     dicom_node_digest(data_set, run->filled, told->digest);
     memcpy(data_set - DIGEST, told->digest, DIGEST);
@@ -116,6 +119,8 @@ static int take_one(struct flow *flow, struct run *run, const struct request *re
     if (wrong > 0)
         return WHOLE;
     run->landed++;
+    run->expected = run->filled;
+    run->has = 0;
     return wrong ? GONE : LANDED;
 }
 
@@ -141,6 +146,11 @@ static int goes_on(struct flow *flow, struct run *run, struct request *request) 
     return 1;
 }
 
+static void limit_waits(int connection, int64_t longest) {
+    struct timeval time = {.tv_sec = longest / 1000000000, .tv_usec = longest % 1000000000 / 1000};
+    setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time);
+}
+
 /* Take an instance whose request has been read, and those that follow it, for as long as they are like it, there are
    files for them, and Python need not look. LANDED: all that was begun is acknowledged, and `has` bytes of the next
    message lie ahead. Anything else as dicom_node_fragments, of the one after those that have landed: `filled` bytes of
@@ -153,11 +163,11 @@ int dicom_node_take(struct flow *flow, struct run *run) {
     run->has = 0;
     if (!dicom_node_request(run->command, run->command_length, &request))
         return PROGRESS;
-    do {
-        int reason = take_one(flow, run, &request);
-        if (reason != LANDED)
-            return reason;
-        run->has = 0;
-    } while (run->landed < run->most && !flow->in_pdu && dicom_node_now() < until && goes_on(flow, run, &request));
-    return run->has < 0 ? GONE : LANDED;
+    limit_waits(flow->connection, flow->timeout < LONGEST_WAIT ? flow->timeout : LONGEST_WAIT);
+    int reason;
+    do reason = take_one(flow, run, &request);
+    while (reason == LANDED && run->landed < run->most && !flow->in_pdu && dicom_node_now() < until &&
+           goes_on(flow, run, &request));
+    limit_waits(flow->connection, flow->timeout);
+    return run->has < 0 ? GONE : reason;
 }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
+import struct
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from dicom_node import native
 from dicom_node.elements import PIXEL_DATA, NotUnderstood, scan
 from dicom_node.landing import memory
+from dicom_node.sockets import limit_waits
 from tests.datasets import EXPLICIT, IMPLICIT, ct, encoded
 from tests.unit.test_elements import ALL, PYDICOMS_FILES, nested, places
 
@@ -209,3 +214,35 @@ def test_without_c_no_name_is_given_or_taken(tmp_path, in_python):
     Path(one).touch()
     assert (native.create([one], 0o640), native.link([(one, f"{one}.dcm")]), native.unlink([one])) == ([], 0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(0, 1000), max_size=8), sizes=st.lists(st.integers(0, 150), min_size=1, max_size=12))
+def test_a_data_set_goes_on_where_the_kernel_would_not_wait_any_more(cuts, sizes):
+    values = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
+    pdus = [
+        struct.pack(">BxLLBB", 4, size + 6, size + 2, 1, 2 * (at == len(sizes) - 1)) + value
+        for at, (size, value) in enumerate(zip(sizes, values, strict=True))
+    ]
+    stream, room, filled, reasons = b"".join(pdus), memory(), 0, []
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        limit_waits(ours, 0.01)
+
+        def send() -> None:
+            for a, b in itertools.pairwise(edges):
+                theirs.sendall(stream[a:b])
+                time.sleep(0.03)
+
+        sent = pool.submit(send)
+        flow = native.Flow(ours, longest_pdu=1 << 16, timeout=5.0, ahead=memoryview(bytearray(100)))
+        flow.begin_data_set(1, 0, time.monotonic() + 5.0)
+        while not reasons or reasons[-1] == native.PROGRESS:
+            reason, filled = flow.fragments(room, filled)
+            reasons.append(reason)
+        sent.result()
+
+    assert reasons[-1] == native.WHOLE
+    assert bytes(room[:filled]) == b"".join(values)
+    assert flow.in_pdu == 0

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -359,25 +360,29 @@ def test_one_that_is_not_ordinary_after_others_goes_on_in_python(data, status, t
     assert len(receiver.kept) == 8 - bool(status)
 
 
-def test_one_that_comes_slowly_after_others_is_taken_up_where_it_stopped(tmp_path, association):
+@pytest.mark.parametrize("at", [3, 100, 270, 275, 280, 900], ids=str)
+def test_one_that_comes_slowly_after_others_is_taken_up_where_it_stopped_and_does_not_hold_them(
+    at, tmp_path, association
+):
     receiver = Receiver(tmp_path / "c", association, EXPLICIT)
     *before, last = SERIES_OF_SIX
     ours, theirs = socket.socketpair()
     limit_waits(ours, 5.0)
 
     def send() -> None:
-        theirs.sendall(b"".join(before) + last[:900])
-        time.sleep(1.2)
-        theirs.sendall(last[900:])
+        theirs.sendall(b"".join(before) + last[:at])
+        time.sleep(1.5)
+        assert len(receiver.kept) == 5, "as soon as a second has passed"
+        theirs.sendall(last[at:])
         theirs.shutdown(socket.SHUT_WR)
 
-    with ours, theirs:
-        sender = threading.Thread(target=send)
-        sender.start()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        sent = pool.submit(send)
         inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5.0, begin=receiver.begin)
         with pytest.raises(Broken):
-            inflow.serve(linger=0.05, until=lambda: False)
-        sender.join()
+            while True:
+                inflow.serve(linger=0.05, until=lambda: False)
+        sent.result()
 
     assert len(receiver.kept) == 6
     assert {digest for _, digest, _ in receiver.kept} == {xxhash.xxh3_128_hexdigest(DATA)}
