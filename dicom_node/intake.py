@@ -145,7 +145,9 @@ class Incoming:
         if len(memory) > maximum or not is_plain(self.transfer_syntax_uid):
             return None
         number = min(1 + following, LONGEST_RUN)
-        if len(self._head) != lead_length(self._expected) or not self._intake.has_room(number * len(memory)):
+        if len(self._head) != lead_length(self._expected):
+            return None  # a name that is none
+        if not self._intake.has_room(number * len(memory)):
             return None
         self._following = self._intake.spare(number - 1)
         descriptors = [descriptor, *(slot.descriptor for slot in self._following)]

@@ -5,7 +5,7 @@
 
 #include "native.h"
 
-enum { ELEMENT_HEAD = 8, LONGEST_HEAD = 12 };
+enum { ELEMENT_HEAD = 8 };
 enum { GROUP_LENGTH = 0x0000, SOP_CLASS_UID = 0x0002, COMMAND_FIELD = 0x0100, MESSAGE_ID = 0x0110 };
 enum { MESSAGE_ID_RESPONDED_TO = 0x0120, DATA_SET_TYPE = 0x0800, STATUS = 0x0900, SOP_INSTANCE_UID = 0x1000 };
 enum { C_STORE_RQ = 0x0001, C_STORE_RSP = 0x8001, NO_DATA_SET = 0x0101, SUCCESS = 0 };
@@ -108,6 +108,11 @@ size_t dicom_node_answer(const struct request *request, uint8_t context_id, uint
 }
 
 /* -- meta information: Explicit VR Little Endian -------------------------------------------------------------------- */
+
+/* Return whether there is room for these elements before a data set, whatever its name is. */
+int dicom_node_has_room(const struct around *around) {
+    return around->before_length + around->behind_length <= LEAST_LEAD - META_HEAD - ELEMENT_HEAD - LONGEST_UID - 4 - DIGEST;
+}
 
 /* Write what stands before a data set of `expected` bytes, and return its length; the digest is to be its end. */
 size_t dicom_node_lead(const struct around *around, const struct uid *sop_instance, size_t expected, uint8_t *into) {

@@ -56,6 +56,7 @@ int dicom_node_scan(const uint8_t *content, uint64_t size, int is_implicit, cons
 void dicom_node_digest(const uint8_t *content, size_t size, uint8_t *digest);
 int dicom_node_request(const uint8_t *command, size_t length, struct request *request);
 size_t dicom_node_answer(const struct request *request, uint8_t context_id, uint8_t *into);
+int dicom_node_has_room(const struct around *around);
 size_t dicom_node_lead(const struct around *around, const struct uid *sop_instance, size_t expected, uint8_t *into);
 
 #endif

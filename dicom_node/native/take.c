@@ -161,7 +161,7 @@ int dicom_node_take(struct flow *flow, struct run *run) {
     run->landed = 0;
     run->filled = 0;
     run->has = 0;
-    if (!dicom_node_request(run->command, run->command_length, &request))
+    if (!dicom_node_request(run->command, run->command_length, &request) || !dicom_node_has_room(&run->around))
         return PROGRESS;
     limit_waits(flow->connection, flow->timeout < LONGEST_WAIT ? flow->timeout : LONGEST_WAIT);
     int reason;
