@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import structlog
 from pydicom.uid import ImplicitVRLittleEndian
@@ -18,7 +19,7 @@ from dicom_node.errors import InvalidInstance, Unavailable
 from dicom_node.header import WANTED, header_of, is_plain, read_beginning, read_header
 from dicom_node.inbox import Arriving, Slot
 from dicom_node.landing import pour
-from dicom_node.native import LONGEST_RUN, WHOLE, Plan, Reply, Taken
+from dicom_node.native import LONGEST_RUN, PROGRESS, WHOLE, Plan, Reply, Taken
 from dicom_node.part10 import around, lead_length, preamble, vouching
 from dicom_node.recorder import Arrival, Recorder
 from dicom_node.services import Status
@@ -80,6 +81,10 @@ class Intake:
         """Take back empty files that were not needed; to the first something may have been written."""
         self._spool.inbox.give_back(slots, is_written=is_written)
 
+    def acknowledging(self) -> AbstractContextManager[None]:
+        """Let instances be acknowledged that are handed on before the end."""
+        return self._recorder.acknowledging()
+
     def kept(self, header: Header, path: str, digest: str, size: int, incoming: Incoming) -> None:
         """Hand on what is durable now."""
         self._recorder.arrived(
@@ -136,11 +141,20 @@ class Incoming:
         self._file.took(number)
         self.received += number
 
-    def plan(self, *, following: int, maximum: int) -> Plan | None:
-        """Return what C has to know to take it, and up to so many like it; None where Python has to look at each.
+    def take(self, filling: Callable[[Plan], Taken], *, following: int, maximum: int) -> Taken:
+        """Have C take it, and up to so many like it, none of them larger than `maximum` bytes; return how far it got.
 
-        Nothing is larger than `maximum` bytes then. Whoever has asked says with `landed` what has become of it.
+        What has landed is handed on. PROGRESS, and nothing taken, where Python has to look at each.
         """
+        plan = self._plan(following, maximum)
+        if plan is None:
+            return Taken(PROGRESS)
+        with self._intake.acknowledging():
+            taken = filling(plan)
+            self._landed(taken)
+        return taken
+
+    def _plan(self, following: int, maximum: int) -> Plan | None:
         descriptor, memory = self._file.planned()
         if len(memory) > maximum or not is_plain(self.transfer_syntax_uid):
             return None
@@ -155,17 +169,17 @@ class Incoming:
         is_implicit = self.transfer_syntax_uid == ImplicitVRLittleEndian
         return Plan(descriptors, memory, before, behind, self._expected, is_implicit, WANTED)
 
-    def landed(self, taken: Taken) -> None:
+    def _landed(self, taken: Taken) -> None:
         """Hand on what C has made durable: this one, and those that followed it."""
         paths = [self._file.path, *(slot.path for slot in self._following)]
         unused, self._following = self._following[max(0, len(taken.landed) - 1) :], []
         self._intake.give_back(unused, is_written=bool(taken.landed) and taken.reason == WHOLE)
         for path, landed in zip(paths, taken.landed, strict=False):
+            size = landed.lead + landed.size
             if path is paths[0]:
-                self._file.landed(landed.lead + landed.size)
+                self._file.landed(size)
             try:
-                size, digest = landed.lead + landed.size, landed.digest.hex()
-                self._intake.kept(header_of(landed.values), path, digest, size, self)
+                self._intake.kept(header_of(landed.values), path, landed.digest.hex(), size, self)
             except Exception as error:  # it has been acknowledged: the next start finds it
                 log.exception("store.defect", error=type(error).__name__)
 
@@ -177,8 +191,9 @@ class Incoming:
             Unavailable: it cannot be kept now (0xA700); nothing of it remains.
         """
         header = self._checked()
-        self._file.keep(vouching(self._head, self._digest.digest()), reply)
-        self._intake.kept(header, self._file.path, self._digest.hexdigest(), self._file.size, self)
+        with self._intake.acknowledging():
+            self._file.keep(vouching(self._head, self._digest.digest()), reply)
+            self._intake.kept(header, self._file.path, self._digest.hexdigest(), self._file.size, self)
         return header
 
     def _checked(self) -> Header:

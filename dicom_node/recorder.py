@@ -11,7 +11,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +38,7 @@ log = structlog.get_logger()
 _GROUP = 1000  # instances in one transaction: a series as a rule; who records keeps who receives from the interpreter
 _GATHER = 1.0  # seconds in which a group comes together, unless an association ends or somebody waits
 _BACKLOG = 20_000  # instances that wait for a ledger that is away, before no more are let in
+_TOLD_SOON = 0.002  # seconds until it is looked again whether what has been acknowledged has arrived here
 _PAUSE = 0.25  # seconds before a ledger that is away is tried again
 
 
@@ -108,6 +110,7 @@ class Recorder:
         self._clock = clock
         self._waiting = Gathering[_Item](most=_GROUP, seconds=_GATHER)
         self._brought: dict[str, Brought] = {}
+        self._acknowledged: set[object] = set()  # some that have been, or are just being, and have not arrived here
         self._recorded: list[str] = []  # on record, and to be taken out of the inbox
         self._is_away = False
         self._stop = threading.Event()
@@ -170,17 +173,32 @@ class Recorder:
         """Take what is durable."""
         self._waiting.put(arrival)
 
+    @contextmanager
+    def acknowledging(self) -> Iterator[None]:
+        """Let instances be acknowledged of which `arrived` is told before the end: `flush` waits for that."""
+        some = object()
+        self._acknowledged.add(some)
+        try:
+            yield
+        finally:
+            self._acknowledged.discard(some)
+
     def ended(self, ended: Ended) -> None:
         """Take that an association has ended: after whatever it has sent."""
         self._waiting.put(ended, at_once=True)
 
     def flush(self, *, timeout: float = 10.0) -> bool:
-        """Wait until everything that has arrived by now is recorded; return whether it is."""
+        """Wait until everything that has been acknowledged by now is recorded; return whether it is."""
+        until, untold = time.monotonic() + timeout, set(self._acknowledged)
+        while untold & self._acknowledged and time.monotonic() < until:
+            time.sleep(_TOLD_SOON)
+        if untold & self._acknowledged:
+            return False
         reached = threading.Event()
         self._waiting.put(reached, at_once=True)
         if not self._thread.is_alive():
             self.drain()
-        return reached.wait(timeout)
+        return reached.wait(max(0.0, until - time.monotonic()))
 
     # -- recorded -------------------------------------------------------------------------------------------
 

@@ -41,14 +41,11 @@ class Storing:
     def take(self, filling: Callable[[Plan], Taken]) -> Taken:
         """Let C take it, and what follows and is like it, where it may; return how far it got."""
         opened, incoming = self._opened, self._incoming
-        # as many again as have come: one image does not keep files for sixteen
-        plan = None if incoming is None else incoming.plan(following=opened.stored, maximum=self._maximum)
-        if incoming is None or plan is None:
+        if incoming is None:
             return Taken(PROGRESS)
         self._associations.begin_work(opened)
-        try:
-            taken = filling(plan)
-            incoming.landed(taken)
+        try:  # as many again as have come: one image does not keep files for sixteen
+            taken = incoming.take(filling, following=opened.stored, maximum=self._maximum)
             self._count_landed(taken.landed)
             return taken
         finally:

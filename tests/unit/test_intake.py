@@ -4,7 +4,10 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -439,6 +442,23 @@ def test_what_cannot_be_recorded_costs_no_other_instance_and_not_its_own_file(
 
     assert one_series(ledger).received == 2
     assert len(spool.inbox.waiting()) == 1
+
+
+def test_who_wants_all_recorded_waits_for_what_has_been_acknowledged_and_for_nothing_later(recorder):
+    recorder._thread.start()
+    with recorder.acknowledging():
+        assert not recorder.flush(timeout=0.05)
+    assert recorder.flush()
+
+    with ExitStack() as earlier, ExitStack() as later, ThreadPoolExecutor() as pool:
+        earlier.enter_context(recorder.acknowledging())
+        flushed = pool.submit(recorder.flush)
+        time.sleep(0.05)
+        later.enter_context(recorder.acknowledging())
+        assert not flushed.done()
+        earlier.close()
+        assert flushed.result(5)
+    recorder.stop()
 
 
 def test_the_nodes_own_result_opens_a_series_that_says_so(keep, ledger):

@@ -399,6 +399,7 @@ def test_one_folder_belongs_to_one_node(spool):
 
 
 def test_who_is_in_the_middle_of_a_series_leaves_slots_to_those_who_begin(spool):
+    spool.inbox._maker.shutdown()  # no more are made meanwhile
     arriving(spool, b"first").keep(HEAD)
 
     slots = spool.inbox.spare(1000)

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +48,9 @@ class Recorded:
         self.arrivals: list = []
 
     def require_room(self) -> None: ...
+
+    def acknowledging(self):
+        return nullcontext()
 
     def arrived(self, arrival) -> None:
         self.arrivals.append(arrival)
