@@ -24,7 +24,7 @@ from dicom_node.part10 import has_head
 _ARRIVED = "arrived"
 _SLOTS = 64  # made at once
 _FEW = 32  # below which more are made
-_LAST = 8  # for those who begin: whoever is in the middle of a series does with fewer at a time
+_RESERVED = 8  # for those who begin: whoever is in the middle of a series does with fewer at a time
 _MODE = 0o640
 _SLOT, _EARLIER = ".slot", ".dcm"  # earlier versions named a file when it was whole
 
@@ -63,7 +63,7 @@ class Inbox:
     def spare(self, number: int) -> list[Slot]:
         """Return so many slots, or fewer: those that nobody has to wait for."""
         with self._lock:
-            kept = len(self._slots) - max(0, min(number, len(self._slots) - _LAST))
+            kept = len(self._slots) - max(0, min(number, len(self._slots) - _RESERVED))
             slots = self._slots[kept:]
             del self._slots[kept:]
             return slots
@@ -178,10 +178,10 @@ class Arriving(Landing):
         with availability():
             return super().whole()
 
-    def landed(self, size: int) -> None:
+    def landed(self) -> None:
         """Note that C has kept it."""
         self._is_kept = True
-        super().landed(size)
+        super().landed()
 
     def keep(self, lead: bytes, reply: native.Reply | None = None) -> None:
         """Write what room was left for; on return all of it is on stable storage, and found by `path`."""

@@ -174,10 +174,10 @@ class Incoming:
         paths = [self._file.path, *(slot.path for slot in self._following)]
         unused, self._following = self._following[max(0, len(taken.landed) - 1) :], []
         self._intake.give_back(unused, is_written=bool(taken.landed) and taken.reason == WHOLE)
+        if taken.landed:
+            self._file.landed()
         for path, landed in zip(paths, taken.landed, strict=False):
             size = landed.lead + landed.size
-            if path is paths[0]:
-                self._file.landed(size)
             try:
                 self._intake.kept(header_of(landed.values), path, landed.digest.hex(), size, self)
             except Exception as error:  # it has been acknowledged: the next start finds it

@@ -123,10 +123,9 @@ class Landing:
         """Return what to write to, and all memory: before there is anything in it."""
         return self._descriptor, self._memory
 
-    def landed(self, size: int) -> None:
-        """Note that C has made all of it durable, and closed the file: `size` bytes with what stands before them."""
+    def landed(self) -> None:
+        """Note that C has made all of it durable, and closed the file."""
         self._descriptor = -1
-        self._filled = self.size = size
 
     def keep(self, lead: bytes, reply: native.Reply | None = None) -> None:
         """Write what is left, and last the lead, and close; on return all of it is durable. Raises OSError.

@@ -3,8 +3,9 @@
 The meta information of what the node receives ends with Private Information (0002,0102): the digest of the data set.
 A file whose bytes did not all reach the disk before the power failed is known for what it is, without the ledger.
 
-Zeros before the digest may make the file end where a block does. Slices of a series often have the same length, and
-what fills blocks goes to the disk in one write past the page cache, for no more room on the disk.
+Zeros before the digest make what stands before a data set as long whatever its names are and, where the data set has
+the length that was expected, the file end where a block does. Slices of a series often have the same length, and what
+fills blocks goes to the disk in one write past the page cache, for no more room on the disk.
 """
 
 from __future__ import annotations

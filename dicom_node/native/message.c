@@ -39,16 +39,21 @@ static uint8_t *put_uid(uint8_t *at, const struct uid *uid) {
 
 /* -- command sets: Implicit VR Little Endian ----------------------------------------------------------------------- */
 
-static struct uid uid_of(const uint8_t *value, size_t length) {
+/* Read a value; return whether it may name something: digits and dots, and nothing else but what pads it. */
+int dicom_node_uid(const uint8_t *value, size_t length, struct uid *uid) {
     while (length && (!value[length - 1] || value[length - 1] == ' '))
         length--;
-    return (struct uid){value, length};
+    *uid = (struct uid){value, length};
+    for (size_t each = 0; each < length; each++)
+        if (!((value[each] >= '0' && value[each] <= '9') || (value[each] == '.' && each && value[each - 1] != '.')))
+            return 0;
+    return length && length <= LONGEST_UID;
 }
 
 /* Understand a command set; return whether it is that of a C-STORE request with a data set, and names that can be. */
 int dicom_node_request(const uint8_t *command, size_t length, struct request *request) {
     const uint8_t *at = command, *end = command + length;
-    int is_store = 0, has_data_set = 0, has_message_id = 0;
+    int is_store = 0, has_data_set = 0, has_message_id = 0, has_class = 0, has_instance = 0;
     *request = (struct request){0};
     while (end - at >= ELEMENT_HEAD) {
         uint16_t group = number_at(at), element = number_at(at + 2);
@@ -57,9 +62,9 @@ int dicom_node_request(const uint8_t *command, size_t length, struct request *re
         if (group || size > (size_t)(end - value))
             return 0;
         if (element == SOP_CLASS_UID)
-            request->sop_class = uid_of(value, size);
+            has_class = dicom_node_uid(value, size, &request->sop_class);
         else if (element == SOP_INSTANCE_UID)
-            request->sop_instance = uid_of(value, size);
+            has_instance = dicom_node_uid(value, size, &request->sop_instance);
         else if (element == COMMAND_FIELD)
             is_store = size == 2 && number_at(value) == C_STORE_RQ;
         else if (element == DATA_SET_TYPE)
@@ -70,9 +75,7 @@ int dicom_node_request(const uint8_t *command, size_t length, struct request *re
         }
         at = value + size;
     }
-    return at == end && is_store && has_data_set && has_message_id && request->sop_class.length &&
-           request->sop_class.length <= LONGEST_UID && request->sop_instance.length &&
-           request->sop_instance.length <= LONGEST_UID;
+    return at == end && is_store && has_data_set && has_message_id && has_class && has_instance;
 }
 
 static uint8_t *put_head(uint8_t *at, uint16_t element, size_t length) {

@@ -54,6 +54,7 @@ int dicom_node_land(int file, const uint8_t *content, size_t size, int connectio
 int dicom_node_scan(const uint8_t *content, uint64_t size, int is_implicit, const uint32_t *wanted, int number,
                     uint64_t stop_at, int is_whole, int64_t *found);
 void dicom_node_digest(const uint8_t *content, size_t size, uint8_t *digest);
+int dicom_node_uid(const uint8_t *value, size_t length, struct uid *uid);
 int dicom_node_request(const uint8_t *command, size_t length, struct request *request);
 size_t dicom_node_answer(const struct request *request, uint8_t context_id, uint8_t *into);
 int dicom_node_has_room(const struct around *around);

@@ -41,7 +41,7 @@ struct told {
 
 enum { PIXEL_DATA_GROUP = 0x7FE00000, TOLD = 2048, LONGEST_ANSWER = 256 };
 /* ns: after so long Python is told what has landed, whether something comes or nothing does */
-static const int64_t LONGEST_RUN = 100000000, LONGEST_WAIT = 1000000000;
+static const int64_t TOLD_AFTER = 100000000, LONGEST_WAIT = 1000000000;
 static const uint32_t UNDEFINED = 0xFFFFFFFF;
 static const uint32_t SOP_CLASS_UID = 0x00080016, SOP_INSTANCE_UID = 0x00080018;
 static const uint32_t STUDY_INSTANCE_UID = 0x0020000D, SERIES_INSTANCE_UID = 0x0020000E;
@@ -51,14 +51,9 @@ static int is_uid(const int64_t *found, int count, const uint8_t *data_set, uint
     for (const int64_t *place = found; place < found + 4 * count; place += 4) {
         if (place[0] != tag)
             continue;
-        const uint8_t *value = data_set + place[2];
-        size_t length = (size_t)place[3], each = 0;
-        while (length && (!value[length - 1] || value[length - 1] == ' '))
-            length--;
-        for (; each < length; each++)
-            if (!((value[each] >= '0' && value[each] <= '9') || (value[each] == '.' && each && value[each - 1] != '.')))
-                return 0;
-        return length && length <= LONGEST_UID && (!named || (named->length == length && !memcmp(named->at, value, length)));
+        struct uid uid;
+        return dicom_node_uid(data_set + place[2], (size_t)place[3], &uid) &&
+               (!named || (named->length == uid.length && !memcmp(named->at, uid.at, uid.length)));
     }
     return 0;
 }
@@ -156,7 +151,7 @@ static void limit_waits(int connection, int64_t longest) {
    message lie ahead. Anything else as dicom_node_fragments, of the one after those that have landed: `filled` bytes of
    it are behind a lead of its own, and its request, all of it, lies ahead unless it is the first. */
 int dicom_node_take(struct flow *flow, struct run *run) {
-    int64_t until = dicom_node_now() + LONGEST_RUN;
+    int64_t until = dicom_node_now() + TOLD_AFTER;
     struct request request;
     run->landed = 0;
     run->filled = 0;

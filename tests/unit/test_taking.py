@@ -447,6 +447,20 @@ def test_what_is_to_be_said_first_is_said_though_the_next_message_is_there(tmp_p
     assert len(receiver.kept) == 3
 
 
+def test_a_name_that_is_none_goes_on_untouched_after_others(tmp_path, association):
+    receiver = Receiver(tmp_path / "c", association, EXPLICIT)
+    odd = store(DATA).replace(INSTANCE.encode(), INSTANCE[:-1].encode() + b"\xe9", 1)
+    ours, theirs = socket.socketpair()
+    limit_waits(ours, 5.0)
+    with ours, theirs:
+        theirs.sendall(b"".join(SERIES_OF_SIX[:5]) + odd)
+        inflow = Inflow(ours, longest_pdu=1 << 17, timeout=5.0, begin=receiver.begin)
+        handed_on = inflow.serve(linger=0.05, until=lambda: False)
+
+        assert handed_on + ours.recv(1 << 16) == odd
+    assert len(receiver.kept) == 5
+
+
 def test_an_association_that_ended_meanwhile_takes_no_more(tmp_path, association, monkeypatch):
     receiver = Receiver(tmp_path / "c", association, EXPLICIT)
     begin = receiver.begin
