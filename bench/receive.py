@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -33,6 +35,8 @@ def figures(*, rounds: int, quick: bool) -> list[Figure]:
     """Measure everything about receiving."""
     with scratch() as folder:  # nothing of it is deleted between the parts, for the same reason as in `sources`
         found = [each for number in (1, 8, 32) for each in throughput(folder, number, rounds=rounds, quick=quick)]
+        for number in (1, 8):
+            found += throughput(folder, number, rounds=1 if quick else min(rounds, 3), quick=quick, beside=1)
         found += idle(folder, rounds=1 if quick else min(rounds, 3))
         found += memory(folder, (500,) if quick else (500, 2000), rounds=1 if quick else min(rounds, 3))
         found += crawling(folder, rounds=1 if quick else min(rounds, 3))
@@ -81,17 +85,19 @@ def _started(stack: ExitStack, folder: Path, *makers: Callable[[Path], Receiver]
 # -- throughput and processor time --------------------------------------------------------------------------------
 
 
-def throughput(folder: Path, associations: int, *, rounds: int, quick: bool) -> list[Figure]:
+def throughput(folder: Path, associations: int, *, rounds: int, quick: bool, beside: int = 0) -> list[Figure]:
     """Measure instances a second and processor time for each instance, with so many associations at once.
 
-    Every receiver takes a few in before it is measured: it would have been running for months.
+    Every receiver takes a few in before it is measured: it would have been running for months. `beside` programs keep a
+    processor busy each meanwhile.
     """
     files = cases.chest_ct(*((60, 512) if quick else ()))
     instances = _INSTANCES[associations] // (4 if quick else 1)
-    here = folder / f"throughput-{associations}"
+    here = folder / f"throughput-{associations}-{beside}"
     with ExitStack() as stack:
         dcmtk = partial(Dcmtk, fork=associations > 1)
-        receivers = _started(stack, here, Node, dcmtk, StockPynetdicom, Orthanc)
+        peers = (Node, dcmtk, StockPynetdicom) if beside else (Node, dcmtk, StockPynetdicom, Orthanc)
+        receivers = _started(stack, here, *peers)
         sender = Sender(here / "sender")
         study = stack.enter_context(sources(folder)) / "study"
 
@@ -101,12 +107,27 @@ def throughput(folder: Path, associations: int, *, rounds: int, quick: bool) -> 
 
         for receiver in receivers.values():
             received(receiver, sender, files, study, associations, 4 * associations)
+        stack.enter_context(_busy(beside))
         measured = alternate({name: run(receiver) for name, receiver in receivers.items()}, rounds)
     title = f"receive, {associations} association{'s' * (associations > 1)}"
+    if beside:
+        title += f", beside {beside} busy program{'s' * (beside > 1)}"
     return [
         figure(measured, f"{title}: throughput", "instances/s", quantity="rate", better="higher", bars=THROUGHPUT_BARS),
         figure(measured, f"{title}: processor time", "ms/instance", quantity="processor", bars=PROCESSOR_BARS),
     ]
+
+
+@contextmanager
+def _busy(programs: int) -> Iterator[None]:
+    """Keep as many processors busy as other programs would that compute and never wait."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def received(

@@ -20,13 +20,13 @@ from dicom_node.errors import NodeError, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
 from dicom_node.messages import celery_settings
+from dicom_node.niceness import come_last
 from dicom_node.spool import Spool
 from workers.app import SecurityWarning, make_app
 from workers.pipeline import Pipeline
 
 logger = structlog.get_logger()
 
-_NICE = 5
 _PAUSE = 2.0  # seconds between two looks at a ledger that is not there yet
 
 
@@ -50,7 +50,7 @@ def run(
         raise typer.BadParameter(f"no such queue: {', '.join(unknown)} (there is: {', '.join(QUEUES.values())})")
     if parent is not None:
         _die_with(parent)
-        os.nice(_NICE)  # on the node's own machine a model must not slow the receiver down
+        come_last()  # on the node's own machine a model must not slow the receiver down
     try:
         loaded = config.load(settings)
         if device is not None:

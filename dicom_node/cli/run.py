@@ -14,6 +14,7 @@ from dicom_node import __version__, heap, log
 from dicom_node.broker import socket_path
 from dicom_node.cli.console import SettingsOption
 from dicom_node.config import CANDIDATES, Settings, load
+from dicom_node.niceness import come_first
 from dicom_node.node import Node
 
 
@@ -27,6 +28,7 @@ def serve(
     a worker process each for models and for deliveries. With `broker = "redis://..."` start `dicom-node-worker`
     on as many machines as you like.
     """
+    come_first()
     heap.keep_small()
     log.configure(verbose=verbose)
     path = settings or next((candidate for candidate in CANDIDATES if candidate.is_file()), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from io import BytesIO
 
@@ -10,7 +11,8 @@ import pytest
 from pydicom import dcmread
 
 from dicom_node.demo.phantom import make_thorax, write_series
-from tests.acceptance.stand import free_port, storescu, wait_for
+from dicom_node.niceness import RECEIVER, WORKER
+from tests.acceptance.stand import free_port, may_come_first, storescu, wait_for
 
 pytestmark = [pytest.mark.peer("storescu"), pytest.mark.peer("Orthanc")]
 
@@ -162,3 +164,15 @@ def test_status_and_history_speak_to_people_and_to_programs(node, tmp_path):
     assert {"series.opened", "series.complete", "job.queued"} <= {event["name"] for event in events}
     [complete] = [event for event in events if event["name"] == "series.complete"]
     assert f"{len(files)} slices without a gap, association released" in complete["fields"]["reason"]
+
+
+@pytest.mark.skipif(not may_come_first(), reason="it takes CAP_SYS_NICE")
+def test_on_a_busy_machine_the_node_comes_before_its_workers(node):
+    running = node(pacs_port=free_port()).start()
+    wait_for("both workers", lambda: running.log().count("worker.ready") == 2)
+
+    places = {pid: os.getpriority(os.PRIO_PROCESS, pid) for pid in running.children_pids("-m workers")}
+
+    assert os.getpriority(os.PRIO_PROCESS, running.process.pid) == RECEIVER
+    assert len(places) == 2
+    assert set(places.values()) == {WORKER}
