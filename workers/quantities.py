@@ -11,10 +11,10 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
 from dicom_node.findings import Code, Measurement
+from workers.boxes import Box
 from workers.prediction import Grid
 
 Mask = npt.NDArray[np.bool_]
-Box = tuple[slice, slice, slice]
 
 _VOLUME = Code("118565006", "SCT", "Volume")
 _DIAMETER = Code("81827009", "SCT", "Diameter")

@@ -13,8 +13,9 @@ from dicom_node.errors import ModelRefused
 from dicom_node.findings import Code, Segment
 from dicom_node.labelling import Context
 from dicom_node.manifest import Manifest, SegmentOutput
+from workers.boxes import Box, boxes_of
 from workers.prediction import Grid, Prediction
-from workers.quantities import Box, Mask, measured
+from workers.quantities import Mask, measured
 
 LATERALITY: dict[str | None, Code | None] = {
     "right": Code("24028007", "SCT", "Right"),
@@ -56,20 +57,19 @@ def _layer(
     labels: npt.NDArray[np.uint8], number: int, grid: Grid, manifest: Manifest, context: Context
 ) -> tuple[Labels, list[Segment]]:
     outputs = manifest.outputs.segments
-    boxes = ndimage.find_objects(labels)
-    present = [value for value, box in enumerate(boxes, start=1) if box is not None]
-    if unknown := set(present) - outputs.keys():
+    boxes = boxes_of(labels)
+    if unknown := boxes.keys() - outputs.keys():
         raise ModelRefused(f"{manifest.name}: label values {sorted(unknown)} are not in outputs.segments")
-    if not any(outputs[value].instances for value in present):
+    if not any(outputs[value].instances for value in boxes):
         return labels, [
-            _segment(outputs[value], value, number, labels[boxes[value - 1]] == value, boxes[value - 1], grid, context)
-            for value in present
+            _segment(outputs[value], value, number, labels[box] == value, box, grid, context)
+            for value, box in boxes.items()
         ]
     made: npt.NDArray[np.uint16] = np.zeros(labels.shape, np.uint16)
     segments: list[Segment] = []
-    for value in present:
-        pieces = list(_pieces(labels == value)) if outputs[value].instances else None
-        for place, (mask, box) in enumerate(pieces or [(labels[boxes[value - 1]] == value, boxes[value - 1])], start=1):
+    for value, whole in boxes.items():
+        pieces = list(_pieces(labels[whole] == value, whole)) if outputs[value].instances else None
+        for place, (mask, box) in enumerate(pieces or [(labels[whole] == value, whole)], start=1):
             made[box][mask] = len(segments) + 1
             instance = place if pieces else 0
             segments.append(
@@ -78,14 +78,20 @@ def _layer(
     return made, segments
 
 
-def _pieces(mask: Mask) -> Iterator[tuple[Mask, Box]]:
-    """Yield each connected piece with its box, the largest first."""
+def _pieces(mask: Mask, whole: Box) -> Iterator[tuple[Mask, Box]]:
+    """Yield each connected piece of a mask that lies in the box `whole`, with its own box, the largest first."""
     numbered, count = ndimage.label(mask, structure=_TOUCHING)
     boxes: Sequence[Box] = ndimage.find_objects(numbered)
     sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
     for number in np.argsort(-sizes, kind="stable")[:_MOST_PIECES]:
         box = boxes[number]
-        yield numbered[box] == number + 1, box
+        yield numbered[box] == number + 1, _within(box, whole)
+
+
+def _within(box: Box, whole: Box) -> Box:
+    """Return a box of the box `whole` as one of all voxels."""
+    k, j, i = (slice(each.start + by.start, each.stop + by.start) for each, by in zip(box, whole, strict=True))
+    return k, j, i
 
 
 def _segment(
