@@ -1,4 +1,7 @@
-"""Due jobs become messages. A message is a job's number, a hint and nothing more: it may be lost or doubled."""
+"""Due jobs become messages. A message is a hint and nothing more, the number of a job: it may be lost or doubled.
+
+Another kind of hint names a series, and a model that a job will probably come for: a worker that is idle reads it.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from dicom_node.messages import celery_settings
 
 log = structlog.get_logger()
 
-RUN = "dicom_node.run"
-"""The name of the one Celery task; with the ledger, all that node and workers share."""
+RUN, FORESEE = "dicom_node.run", "dicom_node.foresee"
+"""The names of the Celery tasks: of a job's number; of a series and a model. With the ledger, all that is shared."""
 
 QUEUES: dict[Kind, str] = {Kind.INFER: "infer", Kind.DELIVER: "deliver"}
 """A queue for each kind of work, so that a PACS that hangs never holds up a model."""
@@ -56,6 +59,19 @@ class Hints:
             if sent:
                 self._ledger.queue.hinted(sent, now=now)
         return len(sent)
+
+    def foresee(self, series_instance_uid: str, model: str, *, within: float) -> None:
+        """Say that a job of `model` will probably come for a series; after `within` seconds it is nobody's concern.
+
+        Raises BrokerUnavailable.
+        """
+        queue = QUEUES[Kind.INFER]
+        try:
+            if not self._redis.llen(queue):  # else there is something to do
+                arguments = [series_instance_uid, model]
+                self._celery.send_task(FORESEE, args=arguments, queue=queue, retry=False, expires=within)
+        except (redis.RedisError, OperationalError, OSError) as error:
+            raise BrokerUnavailable(explained(error)) from error
 
     def _waiting(self, queue: str) -> int:
         """Return how many messages wait; a queue that somebody floods is emptied: what is lost is sent again."""
@@ -112,6 +128,15 @@ class Dispatcher:
             return 0
         self._note_reachable(True)
         return sent
+
+    def foresee(self, series_instance_uid: str, model: str, *, within: float) -> None:
+        """Have a worker that is idle read a series for which a job of `model` may come, `within` seconds."""
+        if not self._reachable:
+            return
+        try:
+            self._hints.foresee(series_instance_uid, model, within=within)
+        except BrokerUnavailable as error:
+            self._note_reachable(False, str(error))
 
     def _note_reachable(self, reachable: bool, reason: str = "") -> None:
         if reachable != self._reachable:

@@ -63,14 +63,15 @@ class Node:
         self._promising = Promising(settings, self.ledger, self._spool, self._recorder)
         intake = Intake(self._spool, self._recorder)
         self._scp = Scp(settings, self.ledger, intake, self._recorder, self._promising, self._audit)
+        self._dispatcher = Dispatcher(settings, self.ledger)
         self._assembler = Assembler(
             self.ledger,
             self._spool,
             completion=settings.completion,
             routes=settings.routes,
             catalogue=settings.catalogue(),
+            foresee=partial(self._dispatcher.foresee, within=settings.completion.settle),
         )
-        self._dispatcher = Dispatcher(settings, self.ledger)
         self._disposal = Disposal(settings, self.ledger, self._spool, self._audit, node_id=self.node_id)
         self._timekeeping = Timekeeping(settings, self.ledger)
         self._children: list[Child] = []

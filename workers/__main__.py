@@ -63,7 +63,7 @@ def run(
         raise typer.Exit(2) from error
     identity = f"{name or socket.gethostname() + '#' + '+'.join(queues)}:{os.getpid()}"
     pipeline = Pipeline(loaded, ledger, spool, worker=identity)
-    app = make_app(broker, pipeline.run, pipeline.stop)
+    app = make_app(broker, pipeline.run, pipeline.stop, pipeline.foresee)
     if QUEUES[Kind.INFER] in queues:
         threading.Thread(target=_warm, args=(pipeline,), name="warms models", daemon=True).start()
     heap.settle()

@@ -1,4 +1,4 @@
-"""The Celery app: all Celery settings there are, and the one task."""
+"""The Celery app: all Celery settings there are, and the two tasks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
 
-from dicom_node.dispatch import RUN
+from dicom_node.dispatch import FORESEE, RUN
 
 __all__ = ["SecurityWarning", "make_app"]
 
 
-def make_app(broker: dict[str, Any], run: Callable[[int], None], stop: Callable[[], None] = lambda: None) -> Celery:
-    """Return an app whose one task calls `run` with a job's number; `broker` is `messages.celery_settings`.
+def make_app(
+    broker: dict[str, Any],
+    run: Callable[[int], None],
+    stop: Callable[[], None] = lambda: None,
+    foresee: Callable[[str, str], None] = lambda _series, _model: None,
+) -> Celery:
+    """Return an app whose tasks call `run` with a job's number, and `foresee` with a series and the name of a model.
 
-    `stop` is called when the process is asked to end, while a task may still run.
+    `broker` is `messages.celery_settings`; `stop` is called when the process is asked to end, while a task may run.
     """
     app = Celery("dicom_node_worker", set_as_current=False)
     app.conf.update(
@@ -39,6 +44,10 @@ def make_app(broker: dict[str, Any], run: Callable[[int], None], stop: Callable[
     @app.task(name=RUN)
     def run_job(job_id: int) -> None:
         run(job_id)
+
+    @app.task(name=FORESEE, acks_late=False)  # what ends a worker is not given to it again
+    def foresee_series(series_instance_uid: str, model: str) -> None:
+        foresee(series_instance_uid, model)
 
     worker_shutting_down.connect(lambda **_: stop(), weak=False)
     return app

@@ -39,7 +39,7 @@ def boxes_of(labels: npt.NDArray[np.unsignedinteger]) -> dict[int, Box]:
 def _runs(
     plane: npt.NDArray[np.unsignedinteger],
 ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the value of each run but those of 0, its first flat index, and that after its last; no run leaves a row."""
+    """Return the value of each run but those of 0, its first index, and that after its last; no run leaves a row."""
     flat = plane.ravel()
     is_start = np.empty(flat.size, bool)
     np.not_equal(flat[1:], flat[:-1], out=is_start[1:])

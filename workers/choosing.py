@@ -20,6 +20,7 @@ from dicom_node.services import Use, use_of
 from dicom_node.spool import Spool
 from workers.alignment import aligned, require_one_frame
 from workers.fitness import check_input
+from workers.foresight import Foresight
 from workers.plain import Headers
 from workers.slices import flat_header, read_header
 from workers.volume import Volume, load
@@ -42,6 +43,11 @@ class Choosing:
         """Look for series in `ledger` and their files in `spool`."""
         self._ledger = ledger
         self._spool = spool
+        self._load = Foresight(self._read)
+
+    def foresee(self, series_instance_uid: str, manifest: Manifest) -> None:
+        """Read a series before it is asked for; raise what a job for it would."""
+        self._load.foresee(self._images(series_instance_uid), manifest.input)
 
     def __call__(self, job: Job, found: ModelFolder) -> Chosen:
         """Return what the job runs on.
@@ -74,7 +80,7 @@ class Choosing:
             if use_of(instance.sop_class_uid) is not Use.KEPT
         ]
 
-    def _load(self, instances: Sequence[StoredInstance], slot: InputSlot) -> Volume:
+    def _read(self, instances: Sequence[StoredInstance], slot: InputSlot) -> Volume:
         return load([self._spool.absolute(instance.path) for instance in instances], slot)
 
     def _candidates(self, job: Job, slot: InputSlot) -> list[tuple[tuple[float, ...], str, list[StoredInstance]]]:

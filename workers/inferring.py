@@ -83,6 +83,19 @@ class Inferring:
         """Encode a small example in every kind: the libraries read their tables when they are first used."""
         created_results()
 
+    def foresee(self, series_instance_uid: str, model: str) -> None:
+        """Read a series before its job is there; what is wrong with it, the job will say."""
+        if model not in self._settings.routed_models:
+            return
+        began = time.monotonic()
+        try:
+            with understood():
+                self._choosing.foresee(series_instance_uid, read_model(self._settings.node.models / model).manifest)
+        except Exception as error:
+            log.debug("series.not_foreseen", error=type(error).__name__)
+        else:
+            log.info("series.foreseen", model=model, seconds=round(time.monotonic() - began, 2))
+
     def load(self, attempt: Attempt) -> Loaded:
         """Read a job's series; raise NotApplicable, Refused or Unavailable where there is nothing to run."""
         model = read_model(self._settings.node.models / attempt.job.model)

@@ -2,7 +2,8 @@
 
 The thread that takes messages reads a series and brings it to the model. While the model is at work, that thread
 reads the next series that waits, and a third one encodes and keeps what the model said about the one before. So at
-most three studies are in memory. Every job that is read is claimed, and its lease goes along with it.
+most three studies are in memory. Every job that is read is claimed, and its lease goes along with it. A worker that has
+nothing to do reads a series that a job will probably come for.
 
 A job whose last attempt ended its worker, or whatever else brought it back, is done alone: what dies with it is not
 taken for the culprit.
@@ -72,7 +73,7 @@ class Pipeline:
         self._made: Inferring | None = None
         self._making = threading.Lock()
         self._delivering = Delivering(settings, ledger, spool)
-        self._model, self._record = Station("model"), Station("record")
+        self._model, self._record, self._foresight = Station("model"), Station("record"), Station("foresight")
         self._at_model: Attempt  # the last that was brought
         self._stopping = threading.Event()
 
@@ -103,6 +104,11 @@ class Pipeline:
             log.error("worker.outdated", reason=str(error))
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def foresee(self, series_instance_uid: str, model: str) -> None:
+        """Read a series for which a job of `model` will probably come, unless there is something to do."""
+        if all(station.is_free(within=0) for station in (self._model, self._record, self._foresight)):
+            self._foresight.take(lambda: self._inferring.foresee(series_instance_uid, model))
+
     def warm(self) -> None:
         """Get ready for the first inference, so that it waits for no import, no table and no model."""
         self._record.take(self._inferring.rehearse)
@@ -116,6 +122,7 @@ class Pipeline:
     def close(self) -> None:
         """Finish what was begun, then end what the jobs left running: models in processes of their own."""
         self.stop()
+        self._foresight.close()
         self._model.close()
         self._record.close()
         if self._made is not None:
@@ -157,7 +164,8 @@ class Pipeline:
         return None if loaded is None else _Read(attempt, loaded)
 
     def _clear(self) -> None:
-        """Wait until there is nothing on the line."""
+        """Wait until there is nothing on the line, nor beside it."""
+        self._foresight.is_free()
         self._model.is_free()
         self._record.is_free()
 

@@ -166,6 +166,20 @@ def test_status_and_history_speak_to_people_and_to_programs(node, tmp_path):
     assert f"{len(files)} slices without a gap, association released" in complete["fields"]["reason"]
 
 
+def test_a_series_is_read_while_the_node_waits_to_be_sure_that_it_is_complete(node, orthanc, tmp_path):
+    running = node(pacs_port=orthanc.dicom_port, settle=4.0).start()
+    wait_for("both workers", lambda: running.log().count("worker.ready") == 2)
+
+    storescu(running.port, *write_series(make_thorax(seed=4), tmp_path / "ct"))
+    [job, _] = sorted(running.wait_until_idle(jobs=2), key=lambda job: job["job_id"])
+
+    log = running.log()
+    assert log.count("series.foreseen") == 1
+    assert log.index("series.foreseen") < log.index("series.complete")
+    assert job["state"] == "done"
+    assert len(orthanc.files_of("SEG")) == 1
+
+
 @pytest.mark.skipif(not may_come_first(), reason="it takes CAP_SYS_NICE")
 def test_on_a_busy_machine_the_node_comes_before_its_workers(node):
     running = node(pacs_port=free_port()).start()

@@ -44,7 +44,11 @@ def run(number):
         time.sleep(pause)
         ledger.jobs.ended(job, Happening.REFUSED, now=time.time(), reason="fake")
 
-app = make_app(celery_settings(settings), run)
+def foresee(series, model):
+    with open(sys.argv[1] + ".ran", "a") as file:
+        file.write(f"foresaw {series} {model}\\n")
+
+app = make_app(celery_settings(settings), run, foresee=foresee)
 app.Worker(pool="solo", queues=["infer", "deliver"], hostname=sys.argv[2], loglevel="ERROR", without_mingle=True,
            without_gossip=True, without_heartbeat=True, quiet=True).start()
 """
@@ -210,6 +214,39 @@ def test_a_broker_that_is_away_costs_seconds_and_no_job(settings, ledger, broker
     broker.start()
     worker()
     sweep_until(dispatcher, lambda: states(ledger, numbers) == {State.FAILED})
+
+
+def test_what_may_come_is_said_to_a_worker_that_has_nothing_to_do(settings, broker, dispatcher, worker):
+    dispatcher.foresee("1.2.3", "ct_lung", within=30.0)
+    assert broker.waiting() == 1
+    dispatcher.foresee("1.2.4", "ct_lung", within=30.0)  # there is something to do
+    assert broker.waiting() == 1
+
+    worker()
+    sweep_until(dispatcher, lambda: runs(settings) == ["foresaw 1.2.3 ct_lung"])
+
+
+def test_what_may_have_come_is_of_no_interest_later(settings, ledger, broker, dispatcher, worker):
+    dispatcher.foresee("1.2.3", "ct_lung", within=0.5)
+    time.sleep(1.0)
+    number = inference(ledger)
+
+    worker()
+    sweep_until(dispatcher, lambda: states(ledger, [number]) == {State.FAILED})
+
+    assert runs(settings)[0] == f"{number} ran"
+    assert not any("foresaw" in line for line in runs(settings))
+
+
+def test_a_broker_that_is_away_is_not_asked_at_every_series(broker, dispatcher):
+    broker.kill()
+    dispatcher.foresee("1.2.3", "ct_lung", within=30.0)
+    started = time.monotonic()
+
+    for number in range(1000):
+        dispatcher.foresee(f"1.2.{number}", "ct_lung", within=30.0)
+
+    assert time.monotonic() - started < 1.0
 
 
 def test_a_message_that_comes_twice_runs_its_job_once(settings, ledger, broker, dispatcher, worker):

@@ -18,7 +18,7 @@ from dicom_node.lifecycle import Kind, State
 from dicom_node.routing import Order, Priority
 from dicom_node.spool import Spool
 from tests.unit.test_ledger import complete, names, receive
-from workers import inferring
+from workers import choosing, inferring
 from workers.containment import walls
 from workers.pipeline import Pipeline
 
@@ -178,6 +178,44 @@ def test_a_worker_rehearses_its_encoding_beside_the_loading_of_its_models(line, 
     line.pipeline.warm()
 
     eventually(lambda: threads == ["record"])
+
+
+def test_a_series_that_was_foreseen_is_not_read_again(line, monkeypatch, eventually):
+    reads = []
+    read = choosing.load
+    monkeypatch.setattr(choosing, "load", lambda paths, slot: reads.append(len(paths)) or read(paths, slot))
+    number = line.study()
+    line.pipeline.foresee("1.9.1", "quick")
+    eventually(lambda: line.pipeline._foresight.is_free() and reads)
+
+    line.run(number)
+    line.finish()
+
+    assert reads == [SLICES]
+    assert line.job(number).state is State.DONE
+    assert line.span(number, "load")[0] > 0
+
+
+@pytest.mark.parametrize(("series", "model"), [("1.9.1", "../quick"), ("1.9.1", "slow"), ("9.9", "quick")])
+def test_what_cannot_be_foreseen_costs_the_job_nothing(line, series, model):
+    number = line.study()
+
+    line.pipeline.foresee(series, model)
+    line.run(number)
+    line.finish()
+
+    assert line.job(number).state is State.DONE
+
+
+def test_a_worker_with_a_job_at_the_model_foresees_nothing(line, at_model, monkeypatch):
+    first = line.study("slow")
+    line.run(first)
+    at_model(first)
+    monkeypatch.setattr(line.pipeline._inferring, "foresee", lambda series, model: pytest.fail("it reads"))
+
+    line.pipeline.foresee("1.9.1", "quick")
+
+    assert line.pipeline._foresight.is_free(within=0)
 
 
 def test_what_is_more_urgent_overtakes_and_among_equals_the_first_is_first(line):
