@@ -64,10 +64,9 @@ class Assembler:
         # what is known of a series changes only with its activity: it is not read again before it can be complete
         self._ask_again = {look: self._ask_again.get(look, look.last_activity + shortest) for look in free}
         made = sum(self._attempt(free[look], now) for look, due in list(self._ask_again.items()) if due <= now)
-        self._foreseen = {
-            uid: number for series in open_series if (number := self._foreseen.get(uid := series.series_instance_uid))
-        }
-        for look in fresh & self._ask_again.keys():
+        still_open = {series.series_instance_uid for series in open_series}
+        self._foreseen = {uid: number for uid, number in self._foreseen.items() if uid in still_open}
+        for look in [look for look in self._ask_again if look in fresh]:  # what settles first is first
             self._look_ahead(free[look])
         return made
 

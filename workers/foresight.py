@@ -36,9 +36,11 @@ class Foresight:
         self._forgets: threading.Timer | None = None
 
     def foresee(self, instances: Sequence[StoredInstance], slot: InputSlot) -> None:
-        """Load what will probably be asked for; raise what `load` does."""
+        """Load what will probably be asked for, unless something else is held; raise what `load` does."""
         wanted = _Input(tuple(instances), slot)
         with self._changed:
+            if self._input is not None and not set(self._input.instances) <= set(instances):
+                return
             self._forget()
             self._input = wanted
         volume: Volume | None = None
@@ -53,12 +55,11 @@ class Foresight:
 
         Raises what `load` does.
         """
-        wanted = _Input(tuple(instances), slot)
+        wanted, found = _Input(tuple(instances), slot), None
         with self._changed:
+            self._changed.wait_for(lambda: self._input != wanted or self._volume is not None)
             if self._input == wanted:
-                self._changed.wait_for(lambda: self._input is None or self._volume is not None)
-            found = self._volume if self._input == wanted else None
-            if self._volume is not None:
+                found = self._volume
                 self._forget()
         return self._load(instances, slot) if found is None else found
 

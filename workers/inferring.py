@@ -84,17 +84,15 @@ class Inferring:
         created_results()
 
     def foresee(self, series_instance_uid: str, model: str) -> None:
-        """Read a series before its job is there; what is wrong with it, the job will say."""
+        """Read a series before its job is there; raise what that would."""
         if model not in self._settings.routed_models:
             return
+        found = read_model(self._settings.node.models / model)
         began = time.monotonic()
-        try:
-            with understood():
-                self._choosing.foresee(series_instance_uid, read_model(self._settings.node.models / model).manifest)
-        except Exception as error:
-            log.debug("series.not_foreseen", error=type(error).__name__)
-        else:
-            log.info("series.foreseen", model=model, seconds=round(time.monotonic() - began, 2))
+        with understood():
+            self._choosing.foresee(series_instance_uid, found.manifest)
+        seconds = round(time.monotonic() - began, 2)
+        log.info("series.foreseen", series_instance_uid=series_instance_uid, model=model, seconds=seconds)
 
     def load(self, attempt: Attempt) -> Loaded:
         """Read a job's series; raise NotApplicable, Refused or Unavailable where there is nothing to run."""

@@ -74,6 +74,7 @@ class Pipeline:
         self._making = threading.Lock()
         self._delivering = Delivering(settings, ledger, spool)
         self._model, self._record, self._foresight = Station("model"), Station("record"), Station("foresight")
+        self._stations = (self._foresight, self._model, self._record)
         self._at_model: Attempt  # the last that was brought
         self._stopping = threading.Event()
 
@@ -106,8 +107,15 @@ class Pipeline:
 
     def foresee(self, series_instance_uid: str, model: str) -> None:
         """Read a series for which a job of `model` will probably come, unless there is something to do."""
-        if all(station.is_free(within=0) for station in (self._model, self._record, self._foresight)):
-            self._foresight.take(lambda: self._inferring.foresee(series_instance_uid, model))
+
+        def read() -> None:
+            try:
+                self._inferring.foresee(series_instance_uid, model)
+            except Exception as error:  # what is wrong with it, the job will say
+                log.debug("series.not_foreseen", series_instance_uid=series_instance_uid, error=type(error).__name__)
+
+        if not self._stopping.is_set() and all(station.is_free(within=0) for station in self._stations):
+            self._foresight.take(read)
 
     def warm(self) -> None:
         """Get ready for the first inference, so that it waits for no import, no table and no model."""
@@ -122,9 +130,8 @@ class Pipeline:
     def close(self) -> None:
         """Finish what was begun, then end what the jobs left running: models in processes of their own."""
         self.stop()
-        self._foresight.close()
-        self._model.close()
-        self._record.close()
+        for station in self._stations:
+            station.close()
         if self._made is not None:
             self._made.close()
         self._hints.close()
@@ -165,9 +172,8 @@ class Pipeline:
 
     def _clear(self) -> None:
         """Wait until there is nothing on the line, nor beside it."""
-        self._foresight.is_free()
-        self._model.is_free()
-        self._record.is_free()
+        for station in self._stations:
+            station.is_free()
 
     def _others(self, first: _Read) -> list[_Read]:
         """Read what goes through the model together with a small input: what waits, or comes within a moment."""

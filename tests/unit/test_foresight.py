@@ -70,14 +70,27 @@ def test_what_was_foreseen_is_not_loaded_again_and_given_once(loading):
         (OTHER, CT),
     ],
 )
-def test_what_is_another_series_or_wanted_otherwise_is_loaded_and_the_foreseen_let_go(loading, instances, slot):
+def test_what_is_another_series_or_wanted_otherwise_is_loaded(loading, instances, slot):
     volumes = Foresight(loading)
     volumes.foresee(SERIES, CT)
 
     volumes(instances, slot)
-    volumes(SERIES, CT)
+    assert loading.calls == [(2, CT), (len(instances), slot)]
 
-    assert loading.calls == [(2, CT), (len(instances), slot), (2, CT)]
+    volumes(SERIES, CT)
+    assert len(loading.calls) == 2
+
+
+def test_what_is_held_is_kept_until_it_has_grown(loading):
+    volumes = Foresight(loading)
+    volumes.foresee(SERIES[:1], CT)
+
+    volumes.foresee(OTHER, CT)
+    assert loading.calls == [(1, CT)]
+    volumes.foresee(SERIES, CT)
+    assert loading.calls == [(1, CT), (2, CT)]
+    volumes(SERIES, CT)
+    assert len(loading.calls) == 2
 
 
 def test_who_asks_while_it_is_being_read_waits_for_it(loading):

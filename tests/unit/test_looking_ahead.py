@@ -43,8 +43,8 @@ class Looking:
             self.put(number)
             receive(self.ledger, number, SERIES, now=now, **header)
 
-    def put(self, number):
-        target = self.spool.absolute(instance(number, SERIES).path)
+    def put(self, number, series=SERIES):
+        target = self.spool.absolute(instance(number, series).path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(self.files[0].read_bytes())
 
@@ -92,6 +92,16 @@ def test_one_that_grows_image_by_image_is_foreseen_when_it_has_doubled(looking):
         looking.assembler.tick(now=100.1 + number)
 
     assert len(looking.foreseen) == 4  # at 1, 2, 4 and 8
+
+
+def test_what_will_settle_first_is_first(looking):
+    for series, now in (("1.2.8", 100.4), ("1.2.9", 100.2)):
+        looking.put(1, series)
+        receive(looking.ledger, 1, series, now=now, announced=1)
+
+    looking.assembler.tick(now=100.5)
+
+    assert looking.foreseen == [("1.2.9", "fast"), ("1.2.8", "fast")]
 
 
 def test_what_no_model_is_to_see_is_not(ledger, tmp_path):
