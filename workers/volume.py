@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from dicom_node.decoders import lets_others_run, meaning_of_words
+from dicom_node.decoders import lets_others_run
 from dicom_node.errors import NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.images import decoded, source_of
@@ -25,12 +25,12 @@ from workers.decoding import Decode, Decoders, count_for, is_dear
 from workers.frames import frames_of
 from workers.plain import Headers, Plain, glance, headers_of, instances_of, placed, plain_words, to_read
 from workers.prediction import Grid
+from workers.rescaling import Meanings, scaled
 from workers.slices import Slice, flat_header, read_header, require_one_series
 from workers.stacks import best_stack
 
 _THREADS = 4
 _TOGETHER = 16  # frames of one object that are decoded at once
-_AIR = -1024  # HU; also what lies outside a CT's reconstruction circle
 _AXES = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # to the head, to the back, to the left
 _PLANES = {0: "axial", 1: "coronal", 2: "sagittal"}  # by the patient axis that crosses the slices
 
@@ -142,23 +142,23 @@ def _decoded(
     by_instance: dict[int, list[int]] = defaultdict(list)
     for index, piece in enumerate(slices):
         by_instance[piece.instance].append(index)
-    tables = _Tables(headers, values.dtype)
+    meanings = Meanings(headers, values.dtype)
     dear = [number for number in by_instance if glances[number] is None and is_dear(headers[number])]
 
     def fill(item: tuple[int, list[int]], decode: Decode) -> None:
         number, indices = item
         plain = glances[number]
-        table = None if plain is None else tables.of(slices[indices[0]], factors[number])
-        if plain is not None and table is not None:
+        meaning = None if plain is None else meanings.of(slices[indices[0]], factors[number])
+        if plain is not None and meaning is not None:
             words = plain_words(paths[number], plain, slices[indices[0]].shape)
             if words is not None:
-                values[indices[0]] = table.take(words)
+                meaning.write(words, values[indices[0]])
                 return
         frames = [slices[index].frame_number - 1 for index in indices]
         if int(headers[number].get("SamplesPerPixel") or 1) != 1:
             raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
         for index, stored in zip(indices, decode(paths[number], headers[number], frames), strict=True):
-            values[index] = _scaled(stored, slices[index], headers[number], values.dtype, factors[number])
+            values[index] = scaled(stored, slices[index], headers[number], values.dtype, factors[number])
 
     if count := count_for(sum(len(by_instance[number]) for number in dear)):
         pieces = [(number, part) for number in dear for part in _parts(by_instance.pop(number))]
@@ -182,58 +182,6 @@ def _parts(indices: list[int]) -> Iterator[list[int]]:
     """Yield the frames of one object in parts for several processes."""
     for start in range(0, len(indices), _TOGETHER):
         yield indices[start : start + _TOGETHER]
-
-
-class _Tables:
-    """What each word of pixel data becomes in the volume, for the images that say the same of it."""
-
-    def __init__(self, headers: Headers, dtype: np.dtype[Any]) -> None:
-        self._headers = headers
-        self._dtype = dtype
-        self._made: dict[tuple[int, float], npt.NDArray[Any] | None] = {}
-
-    def of(self, piece: Slice, factor: float) -> npt.NDArray[Any] | None:
-        """Return the table by word, made by the steps that values without a table take; None where there is none."""
-        header = self._headers.shared(piece.instance)
-        key = (id(header), factor)
-        if key not in self._made:
-            try:
-                self._made[key] = _scaled(meaning_of_words(header), piece, header, self._dtype, factor)
-            except Exception:
-                # whatever it is that pydicom does not like, it will say so of the image itself
-                self._made[key] = None
-        return self._made[key]
-
-
-def _scaled(
-    stored: npt.NDArray[Any], piece: Slice, header: Dataset, dtype: np.dtype[Any], factor: float
-) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
-    values = _rescaled(stored, piece, header, dtype)
-    if factor != 1.0:
-        values *= factor
-    return values
-
-
-def _rescaled(
-    stored: npt.NDArray[Any], piece: Slice, header: Dataset, dtype: npt.DTypeLike
-) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
-    """Apply Modality LUT slope and intercept (PS3.3 C.11.1); what a CT never measured becomes air."""
-    values = stored.astype(np.float32) * piece.slope + piece.intercept
-    if header.get("Modality") == "CT":
-        if "PixelPaddingValue" in header:
-            values[_is_padding(stored, header)] = _AIR
-        np.maximum(values, _AIR, out=values)
-    if np.issubdtype(np.dtype(dtype), np.integer):
-        np.clip(values, -32768, 32767, out=values)
-    return values.astype(dtype)
-
-
-def _is_padding(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
-    """Return where pixels are padding: one value or, with a limit, all between the two (PS3.3 C.7.5.1.1.2)."""
-    first, last = sorted(
-        (int(header.PixelPaddingValue), int(header.get("PixelPaddingRangeLimit", header.PixelPaddingValue)))
-    )
-    return np.asarray((stored >= first) & (stored <= last))
 
 
 # -- geometry -----------------------------------------------------------------------------------------------------
