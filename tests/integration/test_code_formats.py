@@ -403,17 +403,17 @@ def test_code_that_is_hidden_in_a_trusted_file_runs_and_gets_nowhere(tmp_path, r
 
 @pytest.mark.parametrize("runtime", sorted(INFECTED))
 @pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("held = []\nwhile True: held.append(b'x' * (1 << 24))", r"limits\.memory_megabytes = 1200"),
-        ("while True: pass", r"limits\.seconds = 12"),
-        ("import ctypes; ctypes.string_at(0)", "died"),
+    ("source", "seconds", "said"),
+    [  # on a slow machine it takes 12 s to import a library
+        ("held = []\nwhile True: held.append(b'x' * (1 << 24))", 300, r"limits\.memory_megabytes = 1200"),
+        ("while True: pass", 12, r"limits\.seconds = 12"),
+        ("import ctypes; ctypes.string_at(0)", 300, "died"),
     ],
     ids=["memory", "loop", "crash"],
 )
 @needs_walls
-def test_code_that_is_hidden_in_a_trusted_file_ends_itself_alone(tmp_path, runtime, source, said, bundles):
-    rest = "limits = { memory_megabytes = 1200, seconds = 12 }\n" + SEGMENT.format(axes="SPL")
+def test_code_that_is_hidden_in_a_trusted_file_ends_itself_alone(tmp_path, runtime, source, seconds, said, bundles):
+    rest = f"limits = {{ memory_megabytes = 1200, seconds = {seconds} }}\n" + SEGMENT.format(axes="SPL")
     folder = model_folder(tmp_path, runtime, INFECTED[runtime](source), rest)
 
     with pytest.raises(ModelRefused, match=said):
