@@ -39,7 +39,7 @@ class Foresight:
         """Load what will probably be asked for, unless something else is held; raise what `load` does."""
         wanted = _Input(tuple(instances), slot)
         with self._changed:
-            if self._input is not None and not set(self._input.instances) <= set(instances):
+            if self._input is not None and not set(self._input.instances) < set(instances):
                 return
             self._forget()
             self._input = wanted

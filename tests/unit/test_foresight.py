@@ -86,6 +86,7 @@ def test_what_is_held_is_kept_until_it_has_grown(loading):
     volumes.foresee(SERIES[:1], CT)
 
     volumes.foresee(OTHER, CT)
+    volumes.foresee(SERIES[:1], CT)  # another node says so too
     assert loading.calls == [(1, CT)]
     volumes.foresee(SERIES, CT)
     assert loading.calls == [(1, CT), (2, CT)]
