@@ -45,9 +45,9 @@ class Choosing:
         self._spool = spool
         self._load = Foresight(self._read)
 
-    def foresee(self, series_instance_uid: str, manifest: Manifest) -> None:
-        """Read a series before it is asked for; raise what a job for it would."""
-        self._load.foresee(self._images(series_instance_uid), manifest.input)
+    def foresee(self, series_instance_uid: str, manifest: Manifest) -> bool:
+        """Read a series before it is asked for; return False where another is held. Raises what a job for it would."""
+        return self._load.foresee(self._images(series_instance_uid), manifest.input)
 
     def __call__(self, job: Job, found: ModelFolder) -> Chosen:
         """Return what the job runs on.

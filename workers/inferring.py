@@ -90,9 +90,10 @@ class Inferring:
         found = read_model(self._settings.node.models / model)
         began = time.monotonic()
         with understood():
-            self._choosing.foresee(series_instance_uid, found.manifest)
-        seconds = round(time.monotonic() - began, 2)
-        log.info("series.foreseen", series_instance_uid=series_instance_uid, model=model, seconds=seconds)
+            is_read = self._choosing.foresee(series_instance_uid, found.manifest)
+        if is_read:
+            seconds = round(time.monotonic() - began, 2)
+            log.info("series.foreseen", series_instance_uid=series_instance_uid, model=model, seconds=seconds)
 
     def load(self, attempt: Attempt) -> Loaded:
         """Read a job's series; raise NotApplicable, Refused or Unavailable where there is nothing to run."""

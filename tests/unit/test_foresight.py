@@ -83,12 +83,12 @@ def test_what_is_another_series_or_wanted_otherwise_is_loaded(loading, instances
 
 def test_what_is_held_is_kept_until_it_has_grown(loading):
     volumes = Foresight(loading)
-    volumes.foresee(SERIES[:1], CT)
+    assert volumes.foresee(SERIES[:1], CT)
 
-    volumes.foresee(OTHER, CT)
-    volumes.foresee(SERIES[:1], CT)  # another node says so too
+    assert not volumes.foresee(OTHER, CT)
+    assert not volumes.foresee(SERIES[:1], CT)  # another node says so too
     assert loading.calls == [(1, CT)]
-    volumes.foresee(SERIES, CT)
+    assert volumes.foresee(SERIES, CT)
     assert loading.calls == [(1, CT), (2, CT)]
     volumes(SERIES, CT)
     assert len(loading.calls) == 2
