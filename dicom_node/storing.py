@@ -45,19 +45,12 @@ class Storing:
             return Taken(PROGRESS)
         self._associations.begin_work(opened)
         try:
-            taken = incoming.take(filling, following=self._following(), maximum=self._maximum)
+            # as many more as have come: one image keeps no files for sixteen
+            taken = incoming.take(filling, following=opened.stored, maximum=self._maximum)
             self._count_landed(taken.landed)
             return taken
         finally:
             self._associations.end_work(opened)
-
-    def _following(self) -> int:
-        """Return how many more C may take at once: as many as have come, for one image keeps no files for sixteen.
-
-        None while nobody else receives. What Python does then, it does while the sender makes its next request; C would
-        wait for that, and a processor that has nothing to do takes longer to be back than Python does.
-        """
-        return self._opened.stored if self._associations.at_work > 1 else 0
 
     def _count_landed(self, landed: Sequence[Landed]) -> None:
         if not landed:

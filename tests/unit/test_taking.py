@@ -59,9 +59,7 @@ class Recorded:
 class Receiver:
     """Takes what comes on a connection; notes what C said of each."""
 
-    def __init__(
-        self, folder: Path, association, syntax: str, *, maximum: int = 1 << 30, is_alone: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, association, syntax: str, *, maximum: int = 1 << 30) -> None:
         folder.mkdir()
         self.spool = Spool(folder)
         self.recorded = Recorded()
@@ -70,8 +68,6 @@ class Receiver:
         self._intake = Intake(self.spool, self.recorded, clock=lambda: 1000.0)  # type: ignore[arg-type]
         self._associations = Associations(SimpleNamespace(), self.ended.append)  # type: ignore[arg-type] - it admits nobody here
         self.opened = Opened(association, object(), 0.0)
-        if not is_alone:
-            self._associations.begin_work(Opened(association, object(), 0.0))
         self._maximum, self._syntax = maximum, syntax
 
     def begin(self, _context: int, request: StoreRequest, room: memoryview) -> Storing:
@@ -261,15 +257,6 @@ def test_one_after_another_each_has_its_own_name_and_digest(tmp_path, associatio
         content = Path(arrival.path).read_bytes()
         assert content.endswith(bytes.fromhex(arrival.digest) + each)
         assert len(content) == arrival.size
-
-
-def test_one_at_a_time_is_taken_while_nobody_else_receives(tmp_path, association):
-    receiver = Receiver(tmp_path / "c", association, EXPLICIT, is_alone=True)
-
-    status = receiver.serve(*(store(DATA, number=number) for number in range(4)))
-
-    assert status == [(0, None, number) for number in range(4)]
-    assert receiver.reasons == [native.LANDED] * 4
 
 
 def test_what_became_durable_is_told_of_when_nobody_reads_the_answer(tmp_path, association):
