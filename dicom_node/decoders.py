@@ -1,4 +1,4 @@
-"""Stored values of frames: by pydicom's decoders, by DCMTK for the JPEG that those do not know, or unpacked here."""
+"""Stored values of frames: by pydicom's decoders and imagecodecs', by DCMTK for JPEG none knows, or unpacked here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sysconfig
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,7 +21,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import get_expected_length, iter_pixels
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGExtended12Bit, SecondaryCaptureImageStorage
 
-from dicom_node import rations
+from dicom_node import codecs, rations
 from dicom_node.errors import InputRefused
 
 _LONGEST = 120.0  # seconds for one call of DCMTK
@@ -59,8 +60,8 @@ def stored_values(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
 
 
 def lets_others_run(header: Dataset) -> bool:
-    """Return whether other threads run while frames are decoded: where a program of its own does it."""
-    return _needs_dcmtk(header)
+    """Return whether other threads run while frames are decoded."""
+    return _needs_dcmtk(header) or _has_codec(header)
 
 
 def meaning_of_words(header: Dataset) -> npt.NDArray[Any]:
@@ -92,8 +93,17 @@ def _by_pydicom(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt
     if syntax in rations.DEFLATED:
         return [np.asarray(frame) for frame in iter_pixels(rations.read(path), indices=list(indices))]
     if syntax.is_transfer_syntax and syntax.is_encapsulated:
-        compressed_frames(path, header, indices)  # decoders make room for what a frame says of itself
+        frames = compressed_frames(path, header, indices)  # decoders make room for what a frame says of itself
+        if _has_codec(header):
+            with suppress(Exception):  # each library has its own; another may know what this one does not
+                return [
+                    np.asarray(each) for each in iter_pixels(_excerpt(header, frames), decoding_plugin=codecs.PLUGIN)
+                ]
     return [np.asarray(frame) for frame in iter_pixels(path, indices=list(indices))]
+
+
+def _has_codec(header: Dataset) -> bool:
+    return codecs.decodes(_syntax(header), int(header.get("SamplesPerPixel") or 1))
 
 
 # -- DCMTK --------------------------------------------------------------------------------------------------------
@@ -113,10 +123,7 @@ def _by_dcmtk(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt.N
             f"pixels in {syntax_name(header)} of {header.get('BitsStored')} bits need DCMTK's dcmdjpeg: "
             "apt-get install dcmtk"
         )
-    excerpt = _described(header, _syntax(header))
-    excerpt.NumberOfFrames = len(indices)
-    excerpt.PixelData = encapsulate(compressed_frames(path, header, indices))
-    excerpt["PixelData"].VR, excerpt["PixelData"].is_undefined_length = "OB", True
+    excerpt = _excerpt(header, compressed_frames(path, header, indices))
     with tempfile.TemporaryDirectory(prefix="dicom-node-") as folder:  # of mode 0700
         packed, plain = Path(folder) / "packed.dcm", Path(folder) / "plain.dcm"
         for file in (packed, plain):
@@ -202,6 +209,15 @@ def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> li
     for frame in frames:
         rations.require_no_larger(frame, int(header.get("Rows") or 0) * int(header.get("Columns") or 0))
     return frames
+
+
+def _excerpt(header: Dataset, frames: Sequence[bytes]) -> Dataset:
+    """Return a data set of compressed frames that has nothing of the patient."""
+    made = _described(header, _syntax(header))
+    made.NumberOfFrames = len(frames)
+    made.PixelData = encapsulate(list(frames))
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    return made
 
 
 def _described(header: Dataset, syntax: str) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from dicom_node.manifest import InputSlot
 from dicom_node.selection import stack_objections
 from dicom_node.source import Source, SourceFrame
 from dicom_node.suv import first_acquisition, suv_factor
-from workers.decoding import Decode, Decoders, count_for, is_dear
 from workers.frames import frames_of
 from workers.plain import Headers, Plain, glance, headers_of, instances_of, placed, plain_words, to_read
 from workers.prediction import Grid
@@ -29,7 +29,7 @@ from workers.rescaling import Meanings, scaled
 from workers.slices import Slice, flat_header, read_header, require_one_series
 from workers.stacks import best_stack
 
-_THREADS = 4
+_THREADS = max(4, min(8, len(os.sched_getaffinity(0))))
 _TOGETHER = 16  # frames of one object that are decoded at once
 _AXES = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # to the head, to the back, to the left
 _PLANES = {0: "axial", 1: "coronal", 2: "sagittal"}  # by the patient axis that crosses the slices
@@ -143,9 +143,8 @@ def _decoded(
     for index, piece in enumerate(slices):
         by_instance[piece.instance].append(index)
     meanings = Meanings(headers, values.dtype)
-    dear = [number for number in by_instance if glances[number] is None and is_dear(headers[number])]
 
-    def fill(item: tuple[int, list[int]], decode: Decode) -> None:
+    def fill(item: tuple[int, list[int]]) -> None:
         number, indices = item
         plain = glances[number]
         meaning = None if plain is None else meanings.of(slices[indices[0]], factors[number])
@@ -157,19 +156,16 @@ def _decoded(
         frames = [slices[index].frame_number - 1 for index in indices]
         if int(headers[number].get("SamplesPerPixel") or 1) != 1:
             raise NotApplicable(Reason.WRONG_IMAGE_TYPE, "colour images are no volume")
-        for index, stored in zip(indices, decode(paths[number], headers[number], frames), strict=True):
+        for index, stored in zip(indices, decoded(paths[number], headers[number], frames), strict=True):
             values[index] = scaled(stored, slices[index], headers[number], values.dtype, factors[number])
 
-    if count := count_for(sum(len(by_instance[number]) for number in dear)):
-        pieces = [(number, part) for number in dear for part in _parts(by_instance.pop(number))]
-        with Decoders(count) as decode, ThreadPoolExecutor(count) as askers:
-            list(askers.map(lambda item: fill(item, decode), pieces))
-    # two threads that decode only wait for one another, at twice the price
+    # two threads that decode only wait for one another, at twice the price, where a decoder keeps the interpreter
     is_alone = {number: _is_alone(glances[number], headers, number) for number in by_instance}
-    list(pool.map(lambda item: fill(item, decoded), [item for item in by_instance.items() if not is_alone[item[0]]]))
+    together = [item for item in by_instance.items() if not is_alone[item[0]]]
+    list(pool.map(fill, [(number, part) for number, indices in together for part in _parts(indices)]))
     for item in by_instance.items():
         if is_alone[item[0]]:
-            fill(item, decoded)
+            fill(item)
     return made
 
 
@@ -179,7 +175,7 @@ def _is_alone(plain: Plain | None, headers: Headers, number: int) -> bool:
 
 
 def _parts(indices: list[int]) -> Iterator[list[int]]:
-    """Yield the frames of one object in parts for several processes."""
+    """Yield the frames of one object in parts for several threads."""
     for start in range(0, len(indices), _TOGETHER):
         yield indices[start : start + _TOGETHER]
 

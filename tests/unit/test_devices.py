@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from dicom_node.devices import count_gpus, devices
+from workers.device import moved
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,15 @@ def test_gpus_are_counted_as_cuda_would_see_them(tmp_path, visible, count):
 
 def test_a_machine_without_the_driver_has_none(tmp_path):
     assert count_gpus({}, tmp_path / "nothing") == 0
+
+
+def test_a_tensor_goes_to_a_gpu_from_pinned_memory_while_the_processor_goes_on(monkeypatch):
+    """There is no GPU here: what torch is asked for at its edge, no more."""
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *where, **how: calls.append((where, how)) or self)
+
+    moved(torch.zeros(2), torch.device("cuda:1"))
+    moved(torch.zeros(2), torch.device("cpu"))
+
+    assert calls == ["pinned", ((torch.device("cuda:1"),), {"non_blocking": True}), ((torch.device("cpu"),), {})]
