@@ -9,7 +9,6 @@ import sysconfig
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -59,6 +58,19 @@ def stored_values(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
     return frames
 
 
+def values_of(frames: Sequence[bytes], header: Dataset) -> list[npt.NDArray[Any]] | None:
+    """Return the stored values of compressed frames that are no larger than their image; others run meanwhile.
+
+    None where that takes a decoder that keeps the interpreter, or another to know what is wrong.
+    """
+    if not _has_codec(header):
+        return None
+    try:
+        return [np.asarray(each) for each in iter_pixels(_excerpt(header, frames), decoding_plugin=codecs.PLUGIN)]
+    except Exception:
+        return None  # each library has exceptions of its own; what is wrong with a frame the next one says
+
+
 def lets_others_run(header: Dataset) -> bool:
     """Return whether other threads run while frames are decoded."""
     return _needs_dcmtk(header) or _has_codec(header)
@@ -94,11 +106,8 @@ def _by_pydicom(path: Path, header: Dataset, indices: Sequence[int]) -> list[npt
         return [np.asarray(frame) for frame in iter_pixels(rations.read(path), indices=list(indices))]
     if syntax.is_transfer_syntax and syntax.is_encapsulated:
         frames = compressed_frames(path, header, indices)  # decoders make room for what a frame says of itself
-        if _has_codec(header):
-            with suppress(Exception):  # each library has its own; another may know what this one does not
-                return [
-                    np.asarray(each) for each in iter_pixels(_excerpt(header, frames), decoding_plugin=codecs.PLUGIN)
-                ]
+        if (values := values_of(frames, header)) is not None:
+            return values
     return [np.asarray(frame) for frame in iter_pixels(path, indices=list(indices))]
 
 
@@ -207,8 +216,13 @@ def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> li
             file.seek(start)
             frames.append(get_frame(file, index, number_of_frames=count, extended_offsets=offsets))
     for frame in frames:
-        rations.require_no_larger(frame, int(header.get("Rows") or 0) * int(header.get("Columns") or 0))
+        require_no_larger(frame, header)
     return frames
+
+
+def require_no_larger(frame: bytes, header: Dataset) -> None:
+    """Raise InputRefused where a frame says that it is larger than its image: decoders make room for what it says."""
+    rations.require_no_larger(frame, int(header.get("Rows") or 0) * int(header.get("Columns") or 0))
 
 
 def _excerpt(header: Dataset, frames: Sequence[bytes]) -> Dataset:

@@ -1,4 +1,4 @@
-"""Images of one frame, uncompressed or in run lengths, read quickly: headers by a scan, pixels in one read.
+"""Grey images of one frame, read quickly: headers by a scan, pixels, compressed or not, in one read.
 
 Images of a series say the same of nearly everything. Those whose bytes for all that matters are the same are read as
 pydicom reads the first of them, with the place, number and time of each; whatever is not understood is left to it.
@@ -18,6 +18,7 @@ from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from dicom_node import codecs
 from dicom_node.elements import PIXEL_DATA, UNDEFINED_LENGTH, CutOff, NotUnderstood, Place, scan
 from dicom_node.errors import InputRefused
 from dicom_node.runs import MOST_EXPANDED, unpacked
@@ -31,7 +32,7 @@ _POSITION, _NUMBER, _TIME, _NAME = (
     int(tag_for_keyword(keyword) or 0)
     for keyword in ("ImagePositionPatient", "InstanceNumber", "AcquisitionTime", "SOPInstanceUID")
 )
-_ITEM = b"\xfe\xff\x00\xe0"
+_ITEM, _END_OF_SEQUENCE = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
 _SAME = frozenset(
     # what is the same in all images that are read as the first of them
     int(tag_for_keyword(keyword) or 0)
@@ -80,6 +81,11 @@ class Plain:
         """Return whether its pixels are in run lengths: `offset` and `length` are those of the one fragment."""
         return self.sameness[0] == RLELossless
 
+    @property
+    def has_codec(self) -> bool:
+        """Return whether its pixels are a frame for `dicom_node.codecs`, in one fragment, too."""
+        return codecs.is_available(self.sameness[0])
+
 
 def glance(path: Path) -> Plain | None:
     """Return what a scan of the header says; None where pydicom must look."""
@@ -104,19 +110,19 @@ def _understood(head: bytes, size: int) -> Plain | None:
     view = memoryview(head)
     meta = scan(view[_META_HEAD:start], False, frozenset([_TRANSFER_SYNTAX]))
     syntax = _bytes(view[_META_HEAD:start], meta.get(_TRANSFER_SYNTAX)).rstrip(b"\0").decode("ascii")
-    if syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless):
+    is_fragment = syntax == RLELossless or codecs.is_available(syntax)
+    if not is_fragment and syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         return None
-    is_packed = syntax == RLELossless
     data = view[start:]
     found = scan(data, syntax == ImplicitVRLittleEndian, _WANTED, is_whole=len(head) >= size)
-    word, pixels = _pixels(data, found, is_packed)
+    word, pixels = _pixels(data, found, is_fragment)
     if not word:
         return None
     own = [_bytes(data, found.get(tag)) for tag in (_POSITION, _NUMBER, _TIME, _NAME)]
     position, number, time, name = own
     if not (_decimals(position) and (not number or _integer(number)) and _time(time) and _uid(name)):
         return None
-    there = _fragment(data, found[PIXEL_DATA]) if is_packed else found[PIXEL_DATA]
+    there = _fragment(data, found[PIXEL_DATA]) if is_fragment else found[PIXEL_DATA]
     if start + there.offset + there.length > size or pixels * word > MOST_EXPANDED * there.length:
         return None
     written = tuple(part.strip() for part in position.decode().split("\\"))
@@ -142,7 +148,7 @@ def _bytes(data: memoryview, place: Place | None) -> bytes:
 def _fragment(data: memoryview, pixels: Place) -> Place:
     """Return the place of the first fragment, behind the table of offsets (PS3.5 A.4): that of the only frame.
 
-    Where there are more, the first is all that is needed, or too short to be understood.
+    Of run lengths the first is all that is needed, or too short to be understood; `plain_frame` asks for no other.
     """
     table = _item(data, pixels.offset)
     if bytes(data[table.offset : table.offset + table.length]) not in (b"", bytes(4)):
@@ -158,7 +164,7 @@ def _item(data: memoryview, at: int) -> Place:
     return Place("", at + 8, int.from_bytes(data[at + 4 : at + 8], "little"))
 
 
-def _pixels(data: memoryview, found: Mapping[int, Place], is_packed: bool) -> tuple[int, int]:
+def _pixels(data: memoryview, found: Mapping[int, Place], is_fragment: bool) -> tuple[int, int]:
     """Return how many bytes a pixel has, and how many pixels there are.
 
     (0, 0) where they are not one frame of whole words, one sample each, and all there.
@@ -175,9 +181,9 @@ def _pixels(data: memoryview, found: Mapping[int, Place], is_packed: bool) -> tu
         and (_bytes(data, found.get(_FRAMES)) or b"1 ").strip() == b"1"
         and pixels > 0
         and PIXEL_DATA in found
-        and found[PIXEL_DATA].length == (UNDEFINED_LENGTH if is_packed else pixels * word + pixels * word % 2)
+        and found[PIXEL_DATA].length == (UNDEFINED_LENGTH if is_fragment else pixels * word + pixels * word % 2)
         and found[PIXEL_DATA].vr in ("", "OB", "OW")
-        and not (is_packed and _OFFSETS in found)
+        and not (is_fragment and _OFFSETS in found)
     )
     return (word, pixels) if is_plain else (0, 0)
 
@@ -189,16 +195,32 @@ def plain_words(path: Path, plain: Plain, shape: tuple[int, int]) -> npt.NDArray
         InputRefused: the file is not what it was.
     """
     pixels = shape[0] * shape[1]
-    with path.open("rb", buffering=0) as file:
-        data = os.pread(file.fileno(), plain.length, plain.offset)
-    if len(data) < plain.length:
-        raise InputRefused("an instance cannot be read: it has become shorter")
+    data = _read(path, plain)
     if not plain.is_packed:
         return np.frombuffer(data, f"<u{plain.word}", count=pixels).reshape(shape)
     try:
         return unpacked(data, pixels, plain.word).reshape(shape)
     except NotUnderstood:
         return None
+
+
+def plain_frame(path: Path, plain: Plain) -> bytes | None:
+    """Return the compressed frame of a file; None where it may have more than one fragment.
+
+    Raises:
+        InputRefused: the file is not what it was.
+    """
+    data = _read(path, plain, more=len(_END_OF_SEQUENCE))
+    return data[: plain.length] if data[plain.length :] == _END_OF_SEQUENCE else None
+
+
+def _read(path: Path, plain: Plain, *, more: int = 0) -> bytes:
+    """Return the bytes of the pixel data, and so many `more` as far as there are any."""
+    with path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), plain.length + more, plain.offset)
+    if len(data) < plain.length:
+        raise InputRefused("an instance cannot be read: it has become shorter")
+    return data
 
 
 class Headers(Lazy):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from dicom_node.decoders import lets_others_run
+from dicom_node.decoders import lets_others_run, require_no_larger, values_of
 from dicom_node.errors import NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.images import decoded, source_of
@@ -23,7 +23,7 @@ from dicom_node.selection import stack_objections
 from dicom_node.source import Source, SourceFrame
 from dicom_node.suv import first_acquisition, suv_factor
 from workers.frames import frames_of
-from workers.plain import Headers, Plain, glance, headers_of, instances_of, placed, plain_words, to_read
+from workers.plain import Headers, Plain, glance, headers_of, instances_of, placed, plain_frame, plain_words, to_read
 from workers.prediction import Grid
 from workers.rescaling import Meanings, scaled
 from workers.slices import Slice, flat_header, read_header, require_one_series
@@ -146,10 +146,14 @@ def _decoded(
 
     def fill(item: tuple[int, list[int]]) -> None:
         number, indices = item
-        plain = glances[number]
-        meaning = None if plain is None else meanings.of(slices[indices[0]], factors[number])
-        if plain is not None and meaning is not None:
-            words = plain_words(paths[number], plain, slices[indices[0]].shape)
+        plain, piece = glances[number], slices[indices[0]]
+        if plain is not None and plain.has_codec:
+            stored_values = _by_codec(paths[number], plain, headers.shared(number))
+            if stored_values is not None:
+                values[indices[0]] = scaled(stored_values, piece, headers.shared(number), values.dtype, factors[number])
+                return
+        elif plain is not None and (meaning := meanings.of(piece, factors[number])) is not None:
+            words = plain_words(paths[number], plain, piece.shape)
             if words is not None:
                 meaning.write(words, values[indices[0]])
                 return
@@ -167,6 +171,16 @@ def _decoded(
         if is_alone[item[0]]:
             fill(item)
     return made
+
+
+def _by_codec(path: Path, plain: Plain, header: Dataset) -> npt.NDArray[Any] | None:
+    """Return the stored values of an image by a scan of it and a header that says the same; None where that fails."""
+    frame = plain_frame(path, plain)
+    if frame is None:
+        return None
+    require_no_larger(frame, header)
+    stored_values = values_of([frame], header)
+    return None if stored_values is None else stored_values[0]
 
 
 def _is_alone(plain: Plain | None, headers: Headers, number: int) -> bool:
