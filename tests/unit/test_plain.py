@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import imagecodecs
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.encaps import encapsulate, encapsulate_extended
-from pydicom.uid import RLELossless
+from pydicom.encaps import encapsulate, encapsulate_extended, get_frame
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from dicom_node.decoders import meaning_of_words
 from dicom_node.demo.phantom import make_thorax, write_series
@@ -76,11 +77,44 @@ def packed(dataset, frames=None):
     return dataset
 
 
+ENCODE = {
+    JPEG2000Lossless: lambda words: imagecodecs.jpeg2k_encode(words, codecformat="J2K", level=0, reversible=True),
+    JPEGLSLossless: imagecodecs.jpegls_encode,
+    JPEGLosslessSV1: lambda words: imagecodecs.jpeg8_encode(
+        np.ascontiguousarray(words).view(f"u{words.itemsize}"),
+        **{"lossless": True, "predictor": 1, "bitspersample": 8 * words.itemsize},
+    ),
+}
+
+
+def coded(dataset, syntax):
+    """The dataset with its frame compressed, as what its header says that its words are."""
+    kind = "i" if dataset.PixelRepresentation and syntax == JPEG2000Lossless else "u"
+    words = np.frombuffer(dataset.PixelData, f"<{kind}{dataset.BitsAllocated // 8}")
+    return packed(dataset, [bytes(ENCODE[syntax](words.reshape(dataset.Rows, dataset.Columns)))])
+
+
+def coded_series(folder, edit=lambda number, dataset: None, slices=6, syntax=JPEG2000Lossless):
+    return series(folder, lambda number, dataset: edit(number, coded(dataset, syntax)), syntax, slices)
+
+
+def wavelet_series(folder, edit=lambda number, dataset: None, slices=6):
+    return coded_series(folder, edit, slices)
+
+
+def near_series(folder, edit=lambda number, dataset: None, slices=6):
+    return coded_series(folder, edit, slices, JPEGLSLossless)
+
+
+def predicted_series(folder, edit=lambda number, dataset: None, slices=6):
+    return coded_series(folder, edit, slices, JPEGLosslessSV1)
+
+
 def packed_series(folder, edit=lambda number, dataset: None, slices=6):
     return series(folder, lambda number, dataset: edit(number, packed(dataset)), RLELossless, slices)
 
 
-@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, RLELossless])
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, RLELossless, *ENCODE])
 @pytest.mark.parametrize(
     ("allocated", "stored", "high"), [(16, 16, 15), (16, 12, 11), (16, 10, 9), (16, 15, 14), (8, 8, 7), (8, 5, 4)]
 )
@@ -93,6 +127,8 @@ def test_values_are_the_same_whatever_their_bits(tmp_path, monkeypatch, syntax, 
         dataset["PixelData"].VR = "OW" if allocated > 8 or syntax == IMPLICIT else "OB"
         if syntax == RLELossless:
             packed(dataset)
+        elif syntax in ENCODE:
+            coded(dataset, syntax)
 
     both(monkeypatch, series(tmp_path, edit, syntax))
 
@@ -282,6 +318,39 @@ def assert_same_answer(monkeypatch, paths):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("syntax", ENCODE)
+def test_a_frame_in_several_fragments_is_decoded_whole(tmp_path, monkeypatch, syntax):
+    def edit(number, dataset):
+        if number == 2:
+            frame = get_frame(coded(dataset, syntax).PixelData, 0, number_of_frames=1)
+            dataset.PixelData = encapsulate([frame], fragments_per_frame=3, has_bot=False)
+            dataset["PixelData"].VR = "OB"
+        else:
+            coded(dataset, syntax)
+
+    made = both(monkeypatch, series(tmp_path, edit, syntax))
+
+    assert all(np.ptp(plane) for plane in made.grid.values)
+
+
+@pytest.mark.parametrize("syntax", ENCODE)
+def test_a_frame_that_says_it_is_larger_than_its_image_is_refused(tmp_path, syntax):
+    """The decoders would make room for what it says."""
+
+    def edit(number, dataset):
+        if number == 2:
+            large = ct(1)
+            large.Rows = large.Columns = 64
+            large.PixelData = CHANCE.integers(0, 256, 64 * 64 * 2, np.uint8).tobytes()
+            dataset.PixelData = coded(large, syntax).PixelData
+            dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+        else:
+            coded(dataset, syntax)
+
+    with pytest.raises(InputRefused, match="larger than its image"):
+        load(series(tmp_path, edit, syntax))
+
+
 def test_frames_with_an_extended_table_of_offsets_are_left_to_pydicom(tmp_path):
     dataset = packed(ct(1))
     assert glance(write(dataset, tmp_path / "basic.dcm", RLELossless)) is not None
@@ -310,16 +379,17 @@ def test_a_file_that_ends_early_is_refused_as_ever(tmp_path):
         load(paths)
 
 
+@pytest.mark.parametrize("make", [packed_series, wavelet_series, near_series, predicted_series])
 @pytest.mark.parametrize("cut", [2, 4, 8, 10, 300])
-def test_run_lengths_that_end_early_get_the_answer_of_pydicom(tmp_path, monkeypatch, cut):
-    paths = packed_series(tmp_path)
+def test_frames_that_end_early_get_the_answer_of_pydicom(tmp_path, monkeypatch, make, cut):
+    paths = make(tmp_path)
     paths[1].write_bytes(paths[1].read_bytes()[:-cut])
 
     assert_same_answer(monkeypatch, paths)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [series, packed_series])
+@pytest.mark.parametrize("make", [series, packed_series, wavelet_series, near_series, predicted_series])
 def test_whatever_the_bytes_both_ways_say_the_same_or_refuse(tmp_path, monkeypatch, make):
     """A byte of a header is anything: the quick way gives what the other gives, or stands aside."""
     chance = random.Random(5)
@@ -336,8 +406,9 @@ def test_whatever_the_bytes_both_ways_say_the_same_or_refuse(tmp_path, monkeypat
     assert quick > 50
 
 
-def test_headers_of_a_series_are_read_only_where_somebody_asks(tmp_path, monkeypatch):
-    paths = series(tmp_path)
+@pytest.mark.parametrize("make", [series, packed_series, wavelet_series, near_series, predicted_series])
+def test_headers_of_a_series_are_read_only_where_somebody_asks(tmp_path, monkeypatch, make):
+    paths = make(tmp_path)
     read = []
     reader = volume.read_header
     monkeypatch.setattr("workers.plain.read_header", lambda path: read.append(path) or reader(path))
@@ -370,3 +441,20 @@ def test_the_meaning_of_a_word_is_what_a_pixel_of_it_is_decoded_to(allocated, st
 @pytest.mark.parametrize("name", ["chest_ct_lung_dx_a0001", "head_ct_ge_tilted", "head_mr_t1_sagittal"])
 def test_real_series_are_the_same(monkeypatch, shared_data, name):
     both(monkeypatch, sorted(path for path in (shared_data / name / "series").rglob("*") if path.is_file()))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["chest_ct_lung_dx_a0001", "head_ct_ge_tilted", "head_mr_t1_sagittal"])
+@pytest.mark.parametrize("syntax", ENCODE)
+def test_real_series_are_the_same_compressed(tmp_path, monkeypatch, shared_data, name, syntax):
+    originals = sorted(path for path in (shared_data / name / "series").rglob("*") if path.is_file())[:24]
+    paths = []
+    for number, path in enumerate(originals):
+        dataset = coded(dcmread(path), syntax)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        paths.append(tmp_path / f"{number}.dcm")
+        dataset.save_as(paths[-1], implicit_vr=False, little_endian=True, force_encoding=True)
+
+    made = both(monkeypatch, paths)
+
+    assert np.array_equal(made.grid.values, load(originals).grid.values)
