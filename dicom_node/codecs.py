@@ -33,6 +33,11 @@ _END_OF_IMAGE = b"\xff\xd9"
 _PADDING = b"\0"  # after the end, to an even length
 
 
+def has_end(frame: bytes) -> bool:
+    """Return whether a frame of JPEG or JPEG-LS ends as it should."""
+    return frame.rstrip(_PADDING).endswith(_END_OF_IMAGE)
+
+
 def _jpeg_2000(frame: bytes) -> npt.NDArray[Any]:
     return np.asarray(imagecodecs.jpeg2k_decode(frame))
 
@@ -42,7 +47,7 @@ def _jpeg_ls(frame: bytes) -> npt.NDArray[Any]:
 
 
 def _lossless_jpeg(frame: bytes) -> npt.NDArray[Any]:
-    if not frame.rstrip(_PADDING).endswith(_END_OF_IMAGE):  # libjpeg makes up what is missing
+    if not has_end(frame):  # libjpeg makes up what is missing
         raise ValueError("the frame ends too early")
     return np.asarray(imagecodecs.jpeg8_decode(frame))
 

@@ -18,7 +18,13 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import get_expected_length, iter_pixels
-from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGExtended12Bit, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    SecondaryCaptureImageStorage,
+)
 
 from dicom_node import codecs, rations
 from dicom_node.errors import InputRefused
@@ -59,7 +65,7 @@ def stored_values(path: Path, header: Dataset, indices: Sequence[int]) -> list[n
 
 
 def values_of(frames: Sequence[bytes], header: Dataset) -> list[npt.NDArray[Any]] | None:
-    """Return the stored values of compressed frames that are no larger than their image; others run meanwhile.
+    """Return the stored values of compressed frames that are plausible; other threads run meanwhile.
 
     None where that takes a decoder that keeps the interpreter, or another to know what is wrong.
     """
@@ -201,7 +207,7 @@ def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> li
     """Return some of a file's encapsulated frames as they are; nothing else of its pixels is read.
 
     Raises:
-        InputRefused: a frame says that it is larger than its image.
+        InputRefused: a frame says that it is larger than its image, or ends too early for its decoder to find out.
     """
     tables = ["ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
     count = int(header.get("NumberOfFrames") or 1)
@@ -216,13 +222,18 @@ def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> li
             file.seek(start)
             frames.append(get_frame(file, index, number_of_frames=count, extended_offsets=offsets))
     for frame in frames:
-        require_no_larger(frame, header)
+        require_plausible(frame, header)
     return frames
 
 
-def require_no_larger(frame: bytes, header: Dataset) -> None:
-    """Raise InputRefused where a frame says that it is larger than its image: decoders make room for what it says."""
+def require_plausible(frame: bytes, header: Dataset) -> None:
+    """Raise InputRefused where a frame would cost its decoder more than its image can: decoders believe what it says.
+
+    CharLS takes ten seconds to find that a frame of JPEG-LS ends too early.
+    """
     rations.require_no_larger(frame, int(header.get("Rows") or 0) * int(header.get("Columns") or 0))
+    if _syntax(header) in JPEGLSTransferSyntaxes and not codecs.has_end(frame):
+        raise InputRefused(f"pixels in {syntax_name(header)} cannot be decoded: a frame ends too early")
 
 
 def _excerpt(header: Dataset, frames: Sequence[bytes]) -> Dataset:

@@ -77,6 +77,18 @@ def test_a_file_cut_off_anywhere_is_read_or_refused(read):
     assert bad(lines) == []
 
 
+@pytest.mark.parametrize("syntax", ["JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessSV1"])
+def test_damaged_frames_end_no_decoder(syntax):
+    command = [sys.executable, "-m", "tests.fuzz.frames", syntax, "2000"]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=ROOT, env=_environment())
+
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    decoded, _, not_decoded, *_ = done.stdout.split()
+    assert int(decoded) > 100
+    assert int(not_decoded) > 100
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_tampering_for_a_long_time(read, tmp_path):

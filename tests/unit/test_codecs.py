@@ -13,9 +13,9 @@ from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import iter_pixels
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from dicom_node import codecs
+from dicom_node import codecs, decoders
 from dicom_node.decoders import lets_others_run
 from dicom_node.errors import InputRefused
 from dicom_node.images import decoded
@@ -185,6 +185,20 @@ def test_lossless_jpeg_that_ends_too_early_is_not_made_up(tmp_path, tool, part, 
         list(iter_pixels(dataset, decoding_plugin=codecs.PLUGIN))
 
     assert not taken
+
+
+@pytest.mark.parametrize("part", [0.2, 0.9, 0.99])
+def test_jpeg_ls_that_ends_too_early_is_given_to_no_decoder(tmp_path, monkeypatch, part):
+    """CharLS, whoever calls it, takes ten seconds to find out."""
+    path = compressed(1, tmp_path / "1.dcm", JPEGLSLossless)
+    dataset = dcmread(path)
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame[: int(len(frame) * part) // 2 * 2]])
+    dataset.save_as(path)
+    monkeypatch.setattr(decoders, "iter_pixels", lambda *_, **__: pytest.fail("a decoder is asked"))
+
+    with pytest.raises(InputRefused, match="a frame ends too early"):
+        decoded(path, header(path), [0])
 
 
 def test_the_slices_of_a_series_are_decoded_at_the_same_time(tmp_path, monkeypatch):
