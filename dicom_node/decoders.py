@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import encapsulate, get_frame
+from pydicom.encaps import encapsulate, generate_fragments, get_frame, parse_basic_offsets, parse_fragments
 from pydicom.pixels.utils import get_expected_length, iter_pixels
 from pydicom.uid import (
     UID,
@@ -217,13 +217,28 @@ def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> li
         offsets = tuple(before[table].value for table in tables) if tables[0] in before else None
         file.seek(_PIXEL_DATA_HEAD, os.SEEK_CUR)
         start = file.tell()
+        places = _places(file, count) if offsets is None and count > 1 else []
         frames = []
         for index in indices:
-            file.seek(start)
-            frames.append(get_frame(file, index, number_of_frames=count, extended_offsets=offsets))
+            file.seek(places[index] if places else start)
+            if places:
+                frames.append(next(generate_fragments(file)))
+            else:
+                frames.append(get_frame(file, index, number_of_frames=count, extended_offsets=offsets))
     for frame in frames:
         require_plausible(frame, header)
     return frames
+
+
+def _places(file: BinaryIO, count: int) -> list[int]:
+    """Return where in a file each frame is whose pixel data begin here and have no table that says so (PS3.5 A.4).
+
+    Empty where there is a table, or frames may be of several fragments. `get_frame` walks to every frame anew.
+    """
+    if parse_basic_offsets(file):
+        return []
+    number, places = parse_fragments(file)
+    return places if number == count else []
 
 
 def require_plausible(frame: bytes, header: Dataset) -> None:

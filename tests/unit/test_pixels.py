@@ -240,6 +240,27 @@ def test_lossless_syntaxes_come_back_signed_or_not(tmp_path, syntax, bits, signe
     assert np.array_equal(values, pixels[::-1])
 
 
+@pytest.mark.parametrize("has_table", [True, False])
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_frames_are_found_with_and_without_a_table_of_offsets(tmp_path, monkeypatch, has_table, fragments):
+    """Where each is one fragment, the way to them is gone once."""
+    pixels = picture(16, frames=7)
+    dataset = dcmread(written(tmp_path / "plain.dcm", pixels, 16))
+    dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=7))
+    dataset.PixelData = encapsulate(frames, fragments_per_frame=fragments, has_bot=has_table)
+    dataset.save_as(tmp_path / "packed.dcm")
+    walks = []
+    walk = decoders.parse_fragments
+    monkeypatch.setattr(decoders, "parse_fragments", lambda file: walks.append(file) or walk(file))
+
+    order = [6, 0, 3, 3, 5]
+    values = decoded(tmp_path / "packed.dcm", header(tmp_path / "packed.dcm"), order)
+
+    assert np.array_equal(values, pixels[order])
+    assert len(walks) == (0 if has_table else 1)
+
+
 @pytest.mark.parametrize("option", ["--jpeg", "--j2k", "--jpegls", "--rle"])
 def test_lossless_syntaxes_of_gdcm_come_back(tmp_path, tool, option):
     pixels = picture(12, signed=True)
