@@ -2,7 +2,7 @@
 
 pydicom's other decoders keep the interpreter's lock, and take up to four times as long. This is one more of its
 decoding plugins: what surrounds a frame, the signs of its values and what they are stored in stay pydicom's. Of
-imagecodecs only those are used that stand the tests of their makers against damaged files: OpenJPEG, CharLS and
+imagecodecs only those are used that damaged frames did not crash (`tests/fuzz/frames.py`): OpenJPEG, CharLS and
 libjpeg-turbo.
 """
 

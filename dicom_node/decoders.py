@@ -226,7 +226,7 @@ def compressed_frames(path: Path, header: Dataset, indices: Sequence[int]) -> li
             else:
                 frames.append(get_frame(file, index, number_of_frames=count, extended_offsets=offsets))
     for frame in frames:
-        require_plausible(frame, header)
+        require_plausible_frame(frame, header)
     return frames
 
 
@@ -241,7 +241,7 @@ def _places(file: BinaryIO, count: int) -> list[int]:
     return places if number == count else []
 
 
-def require_plausible(frame: bytes, header: Dataset) -> None:
+def require_plausible_frame(frame: bytes, header: Dataset) -> None:
     """Raise InputRefused where a frame would cost its decoder more than its image can: decoders believe what it says.
 
     CharLS takes ten seconds to find that a frame of JPEG-LS ends too early.

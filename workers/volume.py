@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from dicom_node.decoders import lets_others_run, require_plausible, values_of
+from dicom_node.decoders import lets_others_run, require_plausible_frame, values_of
 from dicom_node.errors import NotApplicable
 from dicom_node.findings import Reason
 from dicom_node.images import decoded, source_of
@@ -178,7 +178,7 @@ def _by_codec(path: Path, plain: Plain, header: Dataset) -> npt.NDArray[Any] | N
     frame = plain_frame(path, plain)
     if frame is None:
         return None
-    require_plausible(frame, header)
+    require_plausible_frame(frame, header)
     stored_values = values_of([frame], header)
     return None if stored_values is None else stored_values[0]
 

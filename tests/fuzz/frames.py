@@ -16,7 +16,7 @@ from pydicom import uid as uids
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
 
-from dicom_node.decoders import require_plausible, values_of
+from dicom_node.decoders import require_plausible_frame, values_of
 from dicom_node.errors import InputRefused
 from tests.datasets import ct
 
@@ -78,7 +78,7 @@ def main(name: str, count: int, seed: int = 0) -> None:
     for _ in range(count):
         frame = damaged(chance.choice(frames), chance)
         try:
-            require_plausible(frame, header)
+            require_plausible_frame(frame, header)
             values = values_of([frame], header)
         except InputRefused:
             said["refused"] += 1
