@@ -479,8 +479,9 @@ def test_nobody_hears_success_for_what_is_not_there_when_the_node_stops_under_lo
     acknowledged: list[str] = []
 
     def push(number):
+        series = series_of(200, series=f"s{number}")  # first: it takes longer than the association waits, on a bad day
         association = node.associate((CT, EXPLICIT), calling=f"CT{number}", timeout=2)
-        for dataset in series_of(200, series=f"s{number}"):
+        for dataset in series:
             if not association.is_established:
                 return
             try:
