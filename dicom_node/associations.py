@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dicom_node.entities import AssociationIdentity
+from dicom_node.places import Places
 from dicom_node.recorder import Ended
 from dicom_node.services import Admission, Caller, Rejection
 
@@ -33,10 +34,11 @@ class Opened:
 class Associations:
     """The books on every open association."""
 
-    def __init__(self, admission: Admission, on_end: Callable[[Ended], None]) -> None:
-        """Admit by `admission`; `on_end` is told of each that has ended."""
+    def __init__(self, admission: Admission, on_end: Callable[[Ended], None], places: Places | None = None) -> None:
+        """Admit by `admission`, as long as there are `places`; `on_end` is told of each that has ended."""
         self._admission = admission
         self._on_end = on_end
+        self._places = places or Places()
         self._open: dict[Any, Opened] = {}
         self._lock = threading.Lock()
         self._at_work = 0
@@ -47,13 +49,14 @@ class Associations:
         identity = AssociationIdentity(
             uuid.uuid4().hex, caller.calling_ae_title, caller.called_ae_title, caller.address
         )
-        with self._lock:
+        title, places = identity.calling_ae_title, self._places
+        with self._lock, places:
             if self.is_stopping:
                 return Rejection.STOPPING
-            same = sum(o.identity.calling_ae_title == identity.calling_ae_title for o in self._open.values())
-            rejection = self._admission.judge(caller, open_in_all=len(self._open), open_of_peer=same)
+            rejection = self._admission.judge(caller, open_in_all=places.number(), open_of_peer=places.number(title))
             if rejection is None:
                 self._open[association] = Opened(identity, association, time.monotonic())
+                places.take(title)
             return rejection
 
     def get(self, association: Any) -> Opened | None:
@@ -83,6 +86,7 @@ class Associations:
             opened = self._open.pop(association, None)
             if opened is None:
                 return
+            self._places.give_back(opened.identity.calling_ae_title)
             opened.gone = True
             if opened.busy:  # an instance of it may still be recorded, and with it a hold on the series
                 return

@@ -6,6 +6,7 @@ would not know what its earlier life held, and a series held open by a dead asso
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def identity(storage: Path, *, host: str, ae_title: str, port: int) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise Unavailable(f"The storage folder's node.id cannot be read or written: {type(error).__name__}") from error
     return name
+
+
+def identity_of_part(node_id: str, part: int) -> str:
+    """Return what a further process of a node that receives calls itself in the ledger."""
+    name = f"{node_id}#{part}"
+    if len(name) <= _LONGEST:
+        return name
+    return f"{hashlib.sha256(node_id.encode()).hexdigest()[: _LONGEST - 8]}#{part}"
 
 
 def _write(path: Path, name: str) -> None:

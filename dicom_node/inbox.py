@@ -4,13 +4,18 @@ Files get their names before there is anything to put into them, many at once: e
 durable by one sync of the folder. What is received is written to a slot, then its head, without which it is nothing
 that anybody reads; then one sync of the file, and it may be acknowledged. What a crash left half-received has no head,
 and what a power cut has torn says so itself: its digest is not that of its data set. Neither was acknowledged.
+
+Each further process that receives has a folder of its own in it, `arrived/1/` and so on, which is locked while it runs.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
+import time
 import weakref
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +23,7 @@ from typing import NamedTuple
 
 from dicom_node import native
 from dicom_node.disk import availability, sync_folder
+from dicom_node.errors import SettingsError
 from dicom_node.landing import Landing, memory
 from dicom_node.part10 import has_head
 
@@ -27,6 +33,8 @@ _FEW = 32  # below which more are made
 _RESERVED = 8  # for those who begin: whoever is in the middle of a series does with fewer at a time
 _MODE = 0o640
 _SLOT, _EARLIER = ".slot", ".dcm"  # earlier versions named a file when it was whole
+_LOOK_AGAIN = 0.02  # seconds between two looks at what other processes do
+_LONG = 60.0  # seconds
 
 
 class Slot(NamedTuple):
@@ -39,17 +47,43 @@ class Slot(NamedTuple):
 class Inbox:
     """The folder of what waits for the ledger."""
 
-    def __init__(self, storage: Path) -> None:
-        """Use the folder `arrived` in `storage`; make it where it is missing."""
-        self.folder = storage / _ARRIVED
+    def __init__(self, storage: Path, *, part: int = 0, parts: int = 1) -> None:
+        """Use the folder `arrived` in `storage`, or its part with a number; make it where it is missing.
+
+        `parts` is how many processes receive, each into its own; who has the whole takes up what lies in any beyond.
+        """
+        self._root = storage / _ARRIVED
+        self._is_part = part > 0
+        self._parts = parts
+        self._held: int | None = None  # keeps other processes out
+        self.folder = self._root / str(part) if part else self._root
         with availability():
             self.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder.parent)
             sync_folder(storage)
         self._slots: list[Slot] = []  # the same list throughout
         weakref.finalize(self, _close, self._slots)  # whoever forgets to close leaves slots to be swept, but none open
         self._lock = threading.Lock()
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slots")
         self._is_making = self._is_closed = False
+
+    def own(self, *, patience: float = 10.0) -> None:
+        """Wait until no process of an earlier life receives any more; a part of the inbox is this process's from now on.
+
+        Raises SettingsError where one is still there after `patience` seconds.
+        """
+        until = time.monotonic() + patience
+        with availability():
+            for folder in [self.folder] if self._is_part else parts_of(self._root):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                while not _is_locked(descriptor):
+                    if time.monotonic() > until:
+                        raise SettingsError(f"node.storage: a process of an earlier life still receives into {folder}")
+                    time.sleep(_LOOK_AGAIN)
+                if self._is_part:
+                    self._held = descriptor
+                else:
+                    os.close(descriptor)
 
     def open(self, *, lead: int, room: memoryview | None = None) -> Arriving:
         """Return a file to write to, from `lead` on, out of `room`; raise Unavailable where there can be none."""
@@ -114,6 +148,9 @@ class Inbox:
         with self._lock:
             self._is_closed = True
             _discard(self._slots)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def waiting(self) -> list[Path]:
         """Return what was acknowledged and has not been recorded, the oldest first."""
@@ -124,15 +161,52 @@ class Inbox:
         """Return what has no head: slots, and what is being received now or was when an earlier life ended."""
         return [path for path, _, is_whole in self._files() if not is_whole]
 
+    def taken_up(self) -> list[int]:
+        """Return the numbers of the parts that no process has any more: whoever has the whole takes them up."""
+        return [] if self._is_part else [int(each.name) for each in parts_of(self._root) if int(each.name) >= self._parts]
+
+    def wait_for_others(self, *, timeout: float) -> bool:
+        """Wait until what other processes have acknowledged by now is recorded; return whether it is.
+
+        What has lain there for long is not waited for: it cannot be recorded, or a ledger that is away says so itself.
+        """
+        until, since = time.monotonic() + timeout, (time.time() - _LONG) * 1e9
+        others = [each for each in [self._root, *parts_of(self._root)] if each != self.folder]
+        waiting = [path for path, written_at, is_whole in _files(others) if is_whole and written_at > since]
+        while waiting and time.monotonic() < until:
+            time.sleep(_LOOK_AGAIN)
+            waiting = [path for path in waiting if path.exists()]
+        return not waiting
+
     def _files(self) -> list[tuple[Path, int, bool]]:
-        """Return every file, when it was written last, and whether it has its head."""
-        found = []
-        with availability():
-            for entry in os.scandir(self.folder):
+        return _files([self.folder, *(self._root / str(part) for part in self.taken_up())])
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """Return the folders of further processes that receive, or once did."""
+    return [each for each in folder.iterdir() if each.name.isdigit() and each.is_dir()]
+
+
+def _files(folders: Iterable[Path]) -> list[tuple[Path, int, bool]]:
+    """Return every file, when it was written last in nanoseconds, and whether it has its head."""
+    found = []
+    with availability():
+        for folder in folders:
+            for entry in os.scandir(folder):
                 with suppress(FileNotFoundError):
-                    is_whole = entry.name.endswith(_EARLIER) or _is_written(entry)
-                    found.append((Path(entry.path), entry.stat().st_mtime_ns, is_whole))
-        return found
+                    if entry.is_file():
+                        is_whole = entry.name.endswith(_EARLIER) or _is_written(entry)
+                        found.append((Path(entry.path), entry.stat().st_mtime_ns, is_whole))
+    return found
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Lock a folder; return whether it is."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_written(entry: os.DirEntry[str]) -> bool:

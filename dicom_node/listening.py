@@ -110,10 +110,15 @@ class GuardedServer(ThreadedAssociationServer):
         *,
         limits: Limits,
         store: Store | None = None,
+        shares_port: bool = False,
         **options: Any,
     ) -> None:
-        """Take what pynetdicom's own server takes, `limits`, and `store`, which says who takes a C-STORE request."""
+        """Take what pynetdicom's own server takes, `limits`, and `store`, which says who takes a C-STORE request.
+
+        `shares_port` lets other processes listen on the same port: the kernel gives each connection to one of them.
+        """
         self.limits = limits
+        self._shares_port = shares_port
         self.store = store
         self.room = Room()
         self.tls: Callable[[], ssl.SSLContext | None] | None = None
@@ -122,6 +127,12 @@ class GuardedServer(ThreadedAssociationServer):
         self._guard = threading.Lock()
         self._full = False
         super().__init__(entity, address, ae_title, contexts, request_handler=GuardedHandler, **options)
+
+    def server_bind(self) -> None:
+        """Bind, as pynetdicom does."""
+        if self._shares_port:
+            cast(socket.socket, self.socket).setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
 
     @cached_property
     def local(self) -> AddressInformation:
@@ -210,6 +221,12 @@ class GuardedServer(ThreadedAssociationServer):
         """Say that a connection failed; socketserver's own prints a traceback."""
         error = sys.exc_info()[1]
         log.error("connection.failed", error=type(error).__name__, address=str(client_address[0]))
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise OSError where somebody listens on a port already: sharing it is for the processes of one node."""
+    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        pass
 
 
 def _pace() -> None:

@@ -125,12 +125,12 @@ def _gauge(name: str, what: str, rows: Iterable[tuple[tuple[str, ...], float]], 
 
 
 def _written(folder: Path) -> int:
-    """Return how many files there are something in."""
+    """Return how many files there are something in, in it and in the parts that it has."""
     number = 0
     with suppress(OSError):
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):
-                number += entry.stat().st_size > 0
+                number += _written(Path(entry)) if entry.is_dir() else entry.stat().st_size > 0
     return number
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from dicom_node import heap, native
+from dicom_node import heap, native, tally
 from dicom_node.assembler import Assembler
 from dicom_node.audit import Audit
 from dicom_node.broker import answers, prepare_embedded, wait_until_ready
@@ -23,12 +23,13 @@ from dicom_node.devices import count_gpus, devices
 from dicom_node.dispatch import QUEUES, Dispatcher
 from dicom_node.disposal import Disposal
 from dicom_node.errors import Unavailable
-from dicom_node.identity import identity
+from dicom_node.identity import identity, identity_of_part
 from dicom_node.inspection import Inspection
 from dicom_node.intake import Intake
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
 from dicom_node.metrics import CONTENT_TYPE, Metrics
+from dicom_node.places import places_of
 from dicom_node.promising import Promising
 from dicom_node.recorder import Recorder
 from dicom_node.scp import Scp
@@ -40,6 +41,7 @@ from dicom_node.web import Page, Web
 
 log = structlog.get_logger()
 
+_RECEIVER_GRACE = 30.0  # seconds that what receives may take to finish what it has begun
 _WORKER_GRACE = 20.0  # seconds that a worker may take to finish its job when the node stops
 _MEGABYTE = 1024 * 1024
 _DAY = 86400.0
@@ -54,15 +56,19 @@ class Node:
         """Open spool and ledger; nothing listens yet."""
         self._settings = settings
         self._settings_path = settings_path
-        node = settings.node
-        self._spool = Spool(node.storage, minimum_free=settings.receive.minimum_free_megabytes * _MEGABYTE)
+        node, receive = settings.node, settings.receive
+        free = receive.minimum_free_megabytes * _MEGABYTE
+        self._spool = Spool(node.storage, minimum_free=free, parts=receive.processes)
         self.node_id = identity(node.storage, host=socket.gethostname(), ae_title=node.ae_title, port=node.port)
         self.ledger = Ledger(settings.ledger_url, migrate=True)
         self._audit = Audit(settings, self.ledger)
         self._recorder = Recorder(self.ledger, self._spool, node_id=self.node_id, on_end=self._audit.received)
         self._promising = Promising(settings, self.ledger, self._spool, self._recorder)
         intake = Intake(self._spool, self._recorder)
-        self._scp = Scp(settings, self.ledger, intake, self._recorder, self._promising, self._audit)
+        self._places = places_of(settings)
+        self._scp = Scp(
+            settings, self.ledger, intake, self._recorder, self._promising, self._audit, places=self._places
+        )
         self._dispatcher = Dispatcher(settings, self.ledger)
         self._assembler = Assembler(
             self.ledger,
@@ -75,6 +81,7 @@ class Node:
         self._disposal = Disposal(settings, self.ledger, self._spool, self._audit, node_id=self.node_id)
         self._timekeeping = Timekeeping(settings, self.ledger)
         self._children: list[Child] = []
+        self._receivers: list[Child] = []
         self._web: Web | None = None
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -84,13 +91,16 @@ class Node:
     def start(self) -> int:
         """Make good what an earlier life left, start the children, listen; return the port."""
         self._spool.own()
+        self._places.clear()
         self.ledger.home.bind(own_secret(self._settings.node.storage, "storage.id"))
         leftovers = self._spool.sweep_incoming()
         if leftovers:
             log.info("spool.swept", temporary_files=leftovers)
-        self._audit.start(self.ledger.arrivals.interrupted(self.node_id))
+        mine = [self.node_id, *(identity_of_part(self.node_id, part) for part in self._spool.inbox.taken_up())]
+        self._audit.start([each for name in mine for each in self.ledger.arrivals.interrupted(name)])
         self._did(self._disposal.recover)
-        self.ledger.arrivals.forget_associations_of(self.node_id, now=time.time())
+        for name in mine:
+            self.ledger.arrivals.forget_associations_of(name, now=time.time())
         self._recorder.start()
         if not self._settings.node.broker:
             self._start_children()
@@ -100,6 +110,7 @@ class Node:
             )
         port = self._scp.start()
         self._promising.start()
+        self._start_receivers()
         self._start_web()
         return port
 
@@ -119,7 +130,7 @@ class Node:
     def tick(self, *, now: float) -> bool:
         """Do everything that is due, once; return whether every part could: one that cannot costs no other part."""
         parts: list[Callable[[], object]] = [partial(self._timekeeping.tick, now=now)]
-        parts += [child.watch for child in self._children]
+        parts += [child.watch for child in [*self._children, *self._receivers]]
         parts += [partial(self._spool.watch_room, partial(self._note_door, now))]
         parts += [self._scp.reap, partial(self._assembler.tick, now=now), partial(self._dispatcher.sweep, now=now)]
         parts += [self._audit.tick]
@@ -173,9 +184,13 @@ class Node:
 
     def stop(self) -> None:
         """Finish the instances in flight and the jobs that run, then end everything."""
+        for receiver in self._receivers:
+            receiver.ask_to_stop()
         self._promising.stop()
         self._scp.stop()
         self._recorder.stop()
+        for receiver in self._receivers:
+            receiver.stop(grace=_RECEIVER_GRACE)
         if self._web is not None:
             self._web.stop()
         broker, workers = self._children[:1], self._children[1:]
@@ -206,7 +221,7 @@ class Node:
         metrics = Metrics(
             self.ledger,
             self._settings.node.storage,
-            associations=lambda: self._scp.open_associations,
+            associations=self._places.number,
             broker_answers=lambda: answers(self._settings),
         )
 
@@ -234,6 +249,30 @@ class Node:
         return True
 
     # -- children -------------------------------------------------------------------------------------------
+
+    def _start_receivers(self) -> None:
+        """Start the further processes that receive."""
+        for part in range(1, self._settings.receive.processes):
+            receiver = self._receiver(part)
+            self._receivers.append(receiver)
+            receiver.start()
+
+    def _receiver(self, part: int) -> Child:
+        return Child(
+            f"receiver {part}",
+            lambda: self._receiver_command(part),
+            on_death=lambda _pid: self._places.clear(part),
+            on_line=tally.count_line,
+        )
+
+    def _receiver_command(self, part: int) -> Sequence[str]:
+        ports = [*self._scp.ports, *self._scp.ports]
+        ports = self._scp.ports
+        command = [sys.executable, "-m", "dicom_node.receiver", "--part", str(part), "--node-id", self.node_id]
+        command += ["--parent", str(os.getpid()), "--port", str(ports[0]), "--tls-port", str(ports[-1])]
+        if self._settings_path is not None:
+            command += ["--settings", str(self._settings_path)]
+        return command
 
     def _start_children(self) -> None:
         """Start the embedded broker, then a worker for each device that runs models, and one that delivers."""

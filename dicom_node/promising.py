@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -43,11 +44,14 @@ log = structlog.get_logger()
 _AT_ONCE = 4  # reports on their way
 _SHORTEST_PAUSE = 0.02
 _LONGEST_PAUSE = 2.0  # seconds; a clock that was set back must not make a report wait for what it has lost
+_LENT = 900.0  # seconds that a further process has for a report, before the node takes it for dead
 _JITTER = random.Random()  # noqa: S311 - spreads retries; guards no secret
 
 
 class Promising:
     """Answers requests for storage commitment, and sees to it that the answers are taken."""
+
+    _lent = 0.0  # seconds after which a report is somebody else's
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class Promising:
         self._spool = spool
         self._recorder = recorder
         self._clock = clock
-        self._open: dict[int, Any] = {}  # associations that asked, by request
+        self._open: dict[int, tuple[Any, float]] = {}  # associations that asked, by request, and when to report
         self._under_way: set[int] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -101,7 +105,8 @@ class Promising:
         except Malformed as error:
             return commit.failure(Status.INVALID_ARGUMENT_VALUE, str(error)), None
         now = self._clock()
-        later = now + self._settings.commitment.same_association_after
+        due = now + self._settings.commitment.same_association_after
+        later = due + self._lent
         try:
             self._spool.require_room()  # a request is a row as long as itself
             number = self._ledger.commitments.asked(asked, calling_ae_title=calling_ae_title, not_before=later, now=now)
@@ -110,7 +115,7 @@ class Promising:
         except Refused as error:
             return commit.failure(Status.INVALID_ARGUMENT_VALUE, str(error)), None
         with self._lock:
-            self._open[number] = event.assoc
+            self._open[number] = event.assoc, due
         self._wake.set()
         return Status.SUCCESS, None
 
@@ -133,17 +138,23 @@ class Promising:
         """Return how long nothing will be due, in seconds; what is under way says so when it has ended."""
         with self._lock:
             is_busy = bool(self._under_way)
-        due = None if is_busy else self._ledger.commitments.next_due()
+        due = None if is_busy else self._next_due()
         return _LONGEST_PAUSE if due is None else min(max(due - self._clock(), _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
     def _begin(self) -> None:
         """Begin to report on what is due and not under way."""
-        for number in self._ledger.commitments.due(now=self._clock(), limit=_AT_ONCE * 8):
+        for number in self._due(self._clock()):
             with self._lock:
                 if number in self._under_way:
                     continue
                 self._under_way.add(number)
             self._pool.submit(self._attend, number)
+
+    def _due(self, now: float) -> list[int]:
+        return self._ledger.commitments.due(now=now, limit=_AT_ONCE * 8)
+
+    def _next_due(self) -> float | None:
+        return self._ledger.commitments.next_due()
 
     def _attend(self, number: int) -> None:
         is_done = False
@@ -151,6 +162,8 @@ class Promising:
             pending = self._ledger.commitments.pending(number)
             if pending is not None:
                 self._report(pending)
+            else:  # somebody else has seen to it
+                self._forget(number)
             is_done = True
         except Unavailable as error:
             log.warning("commitment.waiting", reason=str(error))
@@ -162,12 +175,17 @@ class Promising:
             if is_done:  # else it is tried again, but not at once
                 self._wake.set()
 
+    def _forget(self, number: int) -> Any:
+        """Return the association that made a request, if there is one, and forget it."""
+        with self._lock:
+            return self._open.pop(number, (None, 0.0))[0]
+
     def _report(self, pending: Pending) -> None:
         said = self.verdict(pending)
         try:
             how = self._send(pending, said)
         except NodeError as error:
-            self._later(pending, str(error))
+            self._not_taken(pending, str(error))
             return
         self._ledger.commitments.answered(pending, said, now=self._clock(), how=how)
         log.info(
@@ -206,21 +224,23 @@ class Promising:
 
     def _send(self, pending: Pending, said: Report) -> str:
         """Send the report; return on which association it was taken."""
-        with self._lock:
-            association = self._open.pop(pending.request_id, None)
+        association = self._forget(pending.request_id)
         if association is not None and association.is_established:
             try:
                 commit.report_on(association, said)
                 return "on the association that asked"
             except PeerBusy as error:
                 log.info("commitment.not_taken", reason=str(error))  # the other way is left
+        return self._send_anew(pending, said)
+
+    def _send_anew(self, pending: Pending, said: Report) -> str:
         peer = self._settings.peer_by_title(pending.calling_ae_title)
         if peer is None:
             raise PeerBusy(f'no [peer.NAME] has ae_title = "{pending.calling_ae_title}": its address is not known')
         commit.report(peer, said, ae_title=self._settings.node.ae_title, timing=self._settings.delivery)
         return "on a new association"
 
-    def _later(self, pending: Pending, reason: str) -> None:
+    def _not_taken(self, pending: Pending, reason: str) -> None:
         now, patience = self._clock(), self._settings.delivery.patience
         log.warning("commitment.not_reported", calling_ae_title=pending.calling_ae_title, reason=reason)
         if patience.is_over(pending.asked_at, now=now):
@@ -228,3 +248,45 @@ class Promising:
             return
         later = patience.next_try(pending.attempts + 1, now=now, jitter=_JITTER)
         self._ledger.commitments.postponed(pending, now=now, not_before=later, reason=reason)
+
+
+class PromisingOnBehalf(Promising):
+    """The same in a further process that receives: it reports on the associations that asked it, where they last.
+
+    Whatever else is to be reported, it leaves to the node.
+    """
+
+    _lent = _LENT
+
+    def stop(self) -> None:
+        """Leave to the node what is not reported."""
+        super().stop()
+        for number in list(self._open):
+            with suppress(NodeError):  # else the node comes to it later
+                if (pending := self._ledger.commitments.pending(number)) is not None:
+                    self._not_taken(pending, "")
+
+    def _due(self, now: float) -> list[int]:
+        with self._lock:
+            due = [number for number, (_, at) in self._open.items() if at <= now]
+            for number in due:  # where that fails
+                self._open[number] = self._open[number][0], now + _LONGEST_PAUSE
+        return due
+
+    def _next_due(self) -> float | None:
+        with self._lock:
+            return min((at for _, at in self._open.values()), default=None)
+
+    def _report(self, pending: Pending) -> None:
+        association, _ = self._open.get(pending.request_id, (None, 0.0))
+        if association is not None and association.is_established:
+            super()._report(pending)
+        else:
+            self._not_taken(pending, "")
+
+    def _send_anew(self, pending: Pending, said: Report) -> str:
+        raise PeerBusy("the association that asked has ended")
+
+    def _not_taken(self, pending: Pending, reason: str) -> None:
+        self._ledger.commitments.handed_on(pending, not_before=self._clock())
+        self._forget(pending.request_id)

@@ -198,7 +198,9 @@ class Recorder:
         self._waiting.put(reached, at_once=True)
         if not self._thread.is_alive():
             self.drain()
-        return reached.wait(max(0.0, until - time.monotonic()))
+        if not reached.wait(max(0.0, until - time.monotonic())):
+            return False
+        return self._spool.inbox.wait_for_others(timeout=max(0.0, until - time.monotonic()))
 
     # -- recorded -------------------------------------------------------------------------------------------
 
@@ -257,8 +259,12 @@ class Recorder:
 
     def _record_arrivals(self, arrivals: Sequence[Arrival]) -> None:
         """Place the files, commit their rows, and only then take them out of the inbox."""
-        if not arrivals:
-            return
+        if arrivals:
+            with self._spool.placing():
+                outcomes = self._placed(arrivals)
+            self._count(arrivals, outcomes)
+
+    def _placed(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         held = self._ledger.arrivals.held([arrival.header.sop_instance_uid for arrival in arrivals])
         outcomes: list[Outcome] = []
         new: dict[str, tuple[Instance, AssociationIdentity, float]] = {}
@@ -290,6 +296,9 @@ class Recorder:
         self._ledger.arrivals.record(list(new.values()), again, aside, node_id=self._node_id, now=self._clock())
         self._recorded += [arrival.path for arrival in arrivals]
         self._take_out()
+        return outcomes
+
+    def _count(self, arrivals: Sequence[Arrival], outcomes: Sequence[Outcome]) -> None:
         for arrival, outcome in zip(arrivals, outcomes, strict=True):
             self._brought.setdefault(arrival.association.association_id, Brought()).add(arrival.header, outcome)
             if outcome is Outcome.QUARANTINED:

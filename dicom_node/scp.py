@@ -26,9 +26,10 @@ from dicom_node.errors import NodeError, SettingsError
 from dicom_node.intake import Intake
 from dicom_node.landing import pour
 from dicom_node.ledger import Ledger
-from dicom_node.listening import GuardedServer
+from dicom_node.listening import GuardedServer, require_free
 from dicom_node.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.pdata import StoreRequest
+from dicom_node.places import Places
 from dicom_node.promising import Promising
 from dicom_node.recorder import Recorder
 from dicom_node.services import (
@@ -66,21 +67,28 @@ class Scp:
         recorder: Recorder,
         promising: Promising | None = None,
         audit: Audit | None = None,
+        places: Places | None = None,
+        joins: bool = False,
     ) -> None:
-        """Prepare to listen; `start` does. Without `promising` nothing is promised to those who ask."""
+        """Prepare to listen; `start` does. Without `promising` nothing is promised to those who ask.
+
+        `places` counts the associations of every process that receives, where there are others; one that `joins` them
+        listens where the node does already.
+        """
         self._promising = promising
         self._audit = audit or Audit(settings, ledger)
         self._settings = settings
         self._ledger = ledger
         self._intake = intake
-        self._associations = Associations(settings.admission, recorder.ended)
+        self._associations = Associations(settings.admission, recorder.ended, places)
+        self._joins = joins
         self._servers: list[Any] = []
         self._tls: Reloading | None = None
 
     # -- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> int:
-        """Listen; return the port."""
+        """Listen; return the port. Raises OSError where it is taken."""
         receive, node = self._settings.receive, self._settings.node
         _require_descriptors(_OF_EACH * (receive.maximum_associations + _UNASSOCIATED) + _OF_OTHERS)
         _config.UNRESTRICTED_STORAGE_SERVICE = receive.keep_private_sop_classes
@@ -110,18 +118,17 @@ class Scp:
         """Return where it listens: plain first, then with TLS."""
         return [int(server.socket.getsockname()[1]) for server in self._servers]
 
-    @property
-    def open_associations(self) -> int:
-        """Return how many associations are open."""
-        return len(self._associations.listed())
-
     def _listen(self, entity: AE, port: int, tls: Reloading | None = None) -> None:
+        is_shared = self._settings.receive.processes > 1
+        if is_shared and not self._joins:
+            require_free(self._settings.node.host, port)
         server: Any = entity.make_server(
             (self._settings.node.host, port),
             server_class=GuardedServer,
             evt_handlers=self._handlers(),
             limits=self._limits(),
             store=self._store,
+            shares_port=is_shared,
         )
         if tls is not None:
             server.tls = lambda: tls.context

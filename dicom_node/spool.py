@@ -7,8 +7,8 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dicom_node import native
@@ -63,13 +63,17 @@ class Draft:
 class Spool:
     """The storage folder: `arrived/`, `studies/` as received, `results/` as encoded, `quarantine/`, `incoming/`."""
 
-    def __init__(self, storage: Path, *, minimum_free: int = 0) -> None:
-        """Use the folder `storage`; refuse to write below `minimum_free` bytes of free space."""
+    def __init__(self, storage: Path, *, minimum_free: int = 0, part: int = 0, parts: int = 1) -> None:
+        """Use the folder `storage`; refuse to write below `minimum_free` bytes of free space.
+
+        Of `parts` processes that receive, this is number `part`; 0 is the node's own.
+        """
         self.storage = storage
         self._root = str(storage)
         self._watermark = Watermark(storage, minimum_free)
         self._incoming = storage / "incoming"
-        self.inbox = Inbox(storage)
+        self.inbox = Inbox(storage, part=part, parts=parts)
+        self._is_alone = parts == 1
         self._known: set[Path | str] = set()
         self._lock: int | None = None
         with availability():
@@ -88,6 +92,7 @@ class Spool:
             os.close(descriptor)
             raise SettingsError(f"node.storage: another node runs on {self.storage}") from error
         self._lock = descriptor
+        self.inbox.own()
 
     def disown(self) -> None:
         """Give the folder back."""
@@ -113,6 +118,20 @@ class Spool:
     def place_of(self, header: Header) -> str:
         """Return the path that an instance has among the studies."""
         return f"studies/{header.study_instance_uid}/{header.series_instance_uid}/{header.sop_instance_uid}.dcm"
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Let no other process give arrived files their places until the end: what the ledger knows stays as it is."""
+        if self._is_alone:
+            yield
+            return
+        with availability():
+            descriptor = os.open(self.storage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # a process that is killed lets go
+            yield
+        finally:
+            os.close(descriptor)
 
     def settle(self, arrived: Sequence[tuple[str, str]]) -> None:
         """Give arrived files their paths; `sync` makes that durable.

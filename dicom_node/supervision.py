@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import IO
 
 import structlog
 
@@ -25,11 +28,16 @@ class Child:
         command: Callable[[], Sequence[str]],
         *,
         on_death: Callable[[int], None] = lambda pid: None,
+        on_line: Callable[[bytes], None] | None = None,
     ) -> None:
-        """Run what `command` returns, asked anew at each start; `on_death` gets the dead process's number."""
+        """Run what `command` returns, asked anew at each start; `on_death` gets the dead process's number.
+
+        `on_line` gets, in a thread of its own, what it writes to its standard output, which is the node's own otherwise.
+        """
         self.name = name
         self._command = command
         self._on_death = on_death
+        self._on_line = on_line
         self._pause = _FIRST_PAUSE
         self._started = 0.0
         self._start_at = 0.0
@@ -38,9 +46,13 @@ class Child:
     def start(self) -> subprocess.Popen[bytes]:
         """Start the process in a session of its own, so that a terminal's Ctrl-C reaches only the node."""
         self._started = time.monotonic()
+        output = subprocess.PIPE if self._on_line else None
         self.process = subprocess.Popen(  # noqa: S603 - our own command
-            list(self._command()), stdin=subprocess.DEVNULL, start_new_session=True
+            list(self._command()), stdin=subprocess.DEVNULL, stdout=output, start_new_session=True
         )
+        if self._on_line and self.process.stdout:
+            about = self.process.stdout, self._on_line
+            threading.Thread(target=_read, args=about, name=f"reads {self.name}", daemon=True).start()
         log.debug("child.started", name=self.name, pid=self.process.pid)
         return self.process
 
@@ -75,3 +87,20 @@ class Child:
             log.warning("child.killed", name=self.name)
             self.process.kill()
             self.process.wait()
+
+
+def _read(stream: IO[bytes], on_line: Callable[[bytes], None]) -> None:
+    with stream:
+        for line in stream:
+            on_line(line)
+
+
+def die_with(parent: int) -> None:
+    """End this process at once when the node that started it is gone: the next life starts its own."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()

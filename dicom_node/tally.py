@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 TALLIED: Mapping[str, str | None] = {
@@ -42,6 +43,18 @@ _lock = threading.Lock()
 _events: Counter[tuple[str, str]] = Counter()
 _instances: Counter[str] = Counter()
 _megabytes = 0.0
+_elsewhere: Callable[[str], object] | None = None
+
+
+def count_elsewhere(tell: Callable[[str], object]) -> None:
+    """Have another process count as well what is counted in this: `tell` brings a line to its `count_line`."""
+    global _elsewhere
+    _elsewhere = tell
+
+
+def count_line(line: str | bytes) -> None:
+    """Count what another process has told."""
+    count(json.loads(line))
 
 
 def count(event: Mapping[str, Any]) -> None:
@@ -51,6 +64,9 @@ def count(event: Mapping[str, Any]) -> None:
     if name not in TALLIED:
         return
     field = TALLIED[name]
+    if _elsewhere is not None:
+        wanted = {"event", field, "megabytes", *AMOUNTS}
+        _elsewhere(json.dumps({key: value for key, value in event.items() if key in wanted}, default=str) + "\n")
     kind = str(event.get(field, "")) if field else ""
     with _lock:
         if (name, kind) not in _events and sum(known == name for known, _ in _events) >= _MOST_KINDS:

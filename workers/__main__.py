@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from dicom_node.lifecycle import Kind
 from dicom_node.messages import celery_settings
 from dicom_node.niceness import come_last
 from dicom_node.spool import Spool
+from dicom_node.supervision import die_with
 from workers.app import SecurityWarning, make_app
 from workers.pipeline import Pipeline
 
@@ -49,7 +49,7 @@ def run(
     if unknown := set(queues) - set(QUEUES.values()):
         raise typer.BadParameter(f"no such queue: {', '.join(unknown)} (there is: {', '.join(QUEUES.values())})")
     if parent is not None:
-        _die_with(parent)
+        die_with(parent)
         come_last()  # on the node's own machine a model must not slow the receiver down
     try:
         loaded = config.load(settings)
@@ -102,17 +102,6 @@ def _opened(url: str) -> Ledger:
                 logger.warning("worker.waiting", reason=str(error))
             said = str(error)
             time.sleep(_PAUSE)
-
-
-def _die_with(parent: int) -> None:
-    """End this process at once when the node that started it is gone: the next life starts its own workers."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def main() -> None:

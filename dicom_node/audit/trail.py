@@ -65,9 +65,13 @@ class Audit:
         if self._outbox is not None:
             self._sending = Sending(self._outbox, self._table)
             self._sending.start()
-        for part in interrupted:
-            self._received_in_part(part)
+        self.interrupted(interrupted)
         self._report(messages.activity(self._clock(), self._node(messages.APPLICATION, asks=True), is_start=True))
+
+    def interrupted(self, parts: Iterable[Interrupted]) -> None:
+        """Say what an earlier life was receiving when it died."""
+        for part in parts:
+            self._received_in_part(part)
 
     def tick(self) -> None:
         """Report the alarms that came again, and try again what could not be kept; call it every second or so."""
@@ -76,10 +80,15 @@ class Audit:
 
     def stop(self) -> None:
         """Say that the node stops, and give what waits a moment to be sent."""
-        self._report_repeats(everything=True)
+        self.finish()
         self._report(messages.activity(self._clock(), self._node(messages.APPLICATION, asks=True), is_start=False))
         if self._sending is not None:
             self._sending.stop()
+
+    def finish(self) -> None:
+        """Report the alarms that came again and are not reported yet."""
+        self._report_repeats(everything=True)
+        self._keeping.keep()
 
     # -- instances ----------------------------------------------------------------------------------------
 

@@ -90,6 +90,7 @@ class ReceiveTable(Table):
     """[receive]: what the SCP lets in."""
 
     plain: bool = True  # listen without TLS, on node.port
+    processes: Annotated[int, Field(ge=1, le=64)] = 1  # that receive, on the same ports
     addresses: tuple[str, ...] = ()  # networks that may connect, such as 10.1.0.0/16; empty: all
 
     @field_validator("addresses")

@@ -232,6 +232,11 @@ class Commitments:
             connection.execute(_the(pending).values(attempts=pending.attempts + 1, not_before=not_before))
             self._write(connection, pending, "commitment.postponed", now, {"reason": reason})
 
+    def handed_on(self, pending: Pending, *, not_before: float) -> None:
+        """Let another process of the node report."""
+        with self._database.writing() as connection:
+            connection.execute(_the(pending).values(not_before=not_before))
+
     def _end(self, pending: Pending, name: str, now: float, fields: Mapping[str, Any]) -> None:
         with self._database.writing() as connection:
             connection.execute(_the(pending).values(ended_at=now, attempts=pending.attempts + 1))
