@@ -88,7 +88,7 @@ class Scp:
     # -- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> int:
-        """Listen; return the port. Raises OSError where it is taken."""
+        """Listen; return the port. Raises SettingsError where it is taken."""
         receive, node = self._settings.receive, self._settings.node
         _require_descriptors(_OF_EACH * (receive.maximum_associations + _UNASSOCIATED) + _OF_OTHERS)
         _config.UNRESTRICTED_STORAGE_SERVICE = receive.keep_private_sop_classes
@@ -119,17 +119,21 @@ class Scp:
         return [int(server.socket.getsockname()[1]) for server in self._servers]
 
     def _listen(self, entity: AE, port: int, tls: Reloading | None = None) -> None:
-        is_shared = self._settings.receive.processes > 1
-        if is_shared and not self._joins:
-            require_free(self._settings.node.host, port)
-        server: Any = entity.make_server(
-            (self._settings.node.host, port),
-            server_class=GuardedServer,
-            evt_handlers=self._handlers(),
-            limits=self._limits(),
-            store=self._store,
-            shares_port=is_shared,
-        )
+        host, is_shared = self._settings.node.host, self._settings.receive.processes > 1
+        try:
+            if is_shared and not self._joins:
+                require_free(host, port)
+            server: Any = entity.make_server(
+                (host, port),
+                server_class=GuardedServer,
+                evt_handlers=self._handlers(),
+                limits=self._limits(),
+                store=self._store,
+                shares_port=is_shared,
+            )
+        except OSError as error:
+            key = "node.host, node.port" if tls is None else "node.host, tls.port"
+            raise SettingsError(f"{key}: the node cannot listen on {host}, port {port}: {error.strerror}") from error
         if tls is not None:
             server.tls = lambda: tls.context
             server.on_failed_handshake = self._on_failed_handshake

@@ -31,6 +31,7 @@ storage = "storage"
 {node}
 [receive]
 minimum_free_megabytes = 10
+{receive}
 [completion]
 settle = {settle}
 quiet = {quiet}
@@ -92,6 +93,7 @@ class NodeProcess:
         quiet: float = 3.0,
         lease: float = 5.0,
         node: str = "",
+        receive: str = "",
         peer: str = "",
         port: int | None = None,
     ) -> None:
@@ -109,6 +111,7 @@ class NodeProcess:
                 quiet=quiet,
                 lease=lease,
                 node=node,
+                receive=receive,
                 peer=peer,
             )
         )
@@ -155,6 +158,7 @@ class NodeProcess:
                 self.process.wait(40)
         self.kill_children("valkey-server")
         self.kill_children("-m workers")
+        self.kill_children("-m dicom_node.receiver")
 
     def kill_children(self, word: str) -> None:
         """kill -9 of the children whose command line has `word` in it."""
