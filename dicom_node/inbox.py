@@ -68,7 +68,7 @@ class Inbox:
         self._is_making = self._is_closed = False
 
     def own(self, *, patience: float = 10.0) -> None:
-        """Wait until no process of an earlier life receives any more; a part of the inbox is this process's from now on.
+        """Wait until no process of an earlier life receives any more; a part of the inbox is this process's then.
 
         Raises SettingsError where one is still there after `patience` seconds.
         """
@@ -163,7 +163,8 @@ class Inbox:
 
     def taken_up(self) -> list[int]:
         """Return the numbers of the parts that no process has any more: whoever has the whole takes them up."""
-        return [] if self._is_part else [int(each.name) for each in parts_of(self._root) if int(each.name) >= self._parts]
+        there = [] if self._is_part else [int(each.name) for each in parts_of(self._root)]
+        return [part for part in there if part >= self._parts]
 
     def wait_for_others(self, *, timeout: float) -> bool:
         """Wait until what other processes have acknowledged by now is recorded; return whether it is.
@@ -184,7 +185,7 @@ class Inbox:
 
 def parts_of(folder: Path) -> list[Path]:
     """Return the folders of further processes that receive, or once did."""
-    return [each for each in folder.iterdir() if each.name.isdigit() and each.is_dir()]
+    return sorted((each for each in folder.iterdir() if each.name.isdigit()), key=lambda each: int(each.name))
 
 
 def _files(folders: Iterable[Path]) -> list[tuple[Path, int, bool]]:

@@ -8,7 +8,6 @@ import os
 import weakref
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Places:
     def __enter__(self) -> None:
         """Let nobody else take a place until the end."""
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let others."""
 
     def number(self, calling_ae_title: str | None = None) -> int:
@@ -68,7 +67,7 @@ class SharedPlaces(Places):
         """Let nobody else take a place until the end; a process that is killed meanwhile lets go."""
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let others."""
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 

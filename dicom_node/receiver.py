@@ -1,7 +1,7 @@
 """A further process that receives, beside the node's own and on the same ports (SO_REUSEPORT).
 
 The kernel gives each connection to one of them. What this one has acknowledged lies in a part of the inbox that is its
-own, until it has recorded it; everything else is the node's. It ends with the node, which starts it again where it dies.
+own, until it has recorded it; everything else is the node's. It ends with the node, which starts it again if it died.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -123,6 +124,7 @@ def run(
     heap.keep_small()
     log.configure()
     die_with(parent)
+    os.set_blocking(sys.stdout.fileno(), False)
     tally.count_elsewhere(_tell)
     try:
         receiver = Receiver(_listening_on(load(settings), port, tls_port), node_id=node_id, part=part)
@@ -140,8 +142,9 @@ def run(
 
 
 def _tell(line: str) -> None:
-    """Bring a line to the node, in one piece: it is shorter than what a pipe takes at once."""
-    os.write(sys.stdout.fileno(), line.encode())
+    """Bring a line to the node, in one piece, for a pipe takes more at once; a node that does not read goes without."""
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), line.encode())
 
 
 def _listening_on(settings: Settings, port: int, tls_port: int) -> Settings:

@@ -32,7 +32,7 @@ class Child:
     ) -> None:
         """Run what `command` returns, asked anew at each start; `on_death` gets the dead process's number.
 
-        `on_line` gets, in a thread of its own, what it writes to its standard output, which is the node's own otherwise.
+        `on_line` gets, in a thread of its own, what it writes to its standard output: the node's own otherwise.
         """
         self.name = name
         self._command = command

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 TALLIED: Mapping[str, str | None] = {
@@ -53,8 +54,9 @@ def count_elsewhere(tell: Callable[[str], object]) -> None:
 
 
 def count_line(line: str | bytes) -> None:
-    """Count what another process has told."""
-    count(json.loads(line))
+    """Count what another process has told; what is no such line counts for nothing."""
+    with suppress(ValueError):
+        count(json.loads(line))
 
 
 def count(event: Mapping[str, Any]) -> None:
