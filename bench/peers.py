@@ -253,6 +253,16 @@ class Node(Receiver):
         super().__exit__(*about)
 
 
+class NodeOfTwo(Node):
+    """The same with two processes that receive."""
+
+    name = "2 processes"
+
+    def __init__(self, folder: Path) -> None:
+        """Use `folder` for storage and ledger."""
+        super().__init__(folder, settings="processes = 2\n")
+
+
 def _empty(folder: Path) -> None:
     for entry in list(os.scandir(folder)):
         if entry.is_dir(follow_symlinks=False):

@@ -23,7 +23,7 @@ from pynetdicom import AE
 
 from bench import cases
 from bench.measure import Absent, Figure, alternate, figure, processor_time, resident_growth
-from bench.peers import Dcmtk, Node, Orthanc, Receiver, Sender, StockPynetdicom, wait_for
+from bench.peers import Dcmtk, Node, NodeOfTwo, Orthanc, Receiver, Sender, StockPynetdicom, wait_for
 
 THROUGHPUT_BARS: Mapping[str, float] = {Dcmtk.name: 1.0, StockPynetdicom.name: 4.0}
 PROCESSOR_BARS: Mapping[str, float] = {Dcmtk.name: 1.0}
@@ -37,6 +37,7 @@ def figures(*, rounds: int, quick: bool) -> list[Figure]:
         found = [each for number in (1, 8, 32) for each in throughput(folder, number, rounds=rounds, quick=quick)]
         for number in (1, 8):
             found += throughput(folder, number, rounds=1 if quick else min(rounds, 3), quick=quick, beside=1)
+        found += several(folder, rounds=rounds, quick=quick)
         found += idle(folder, rounds=1 if quick else min(rounds, 3))
         found += memory(folder, (500,) if quick else (500, 2000), rounds=1 if quick else min(rounds, 3))
         found += crawling(folder, rounds=1 if quick else min(rounds, 3))
@@ -116,6 +117,37 @@ def throughput(folder: Path, associations: int, *, rounds: int, quick: bool, bes
         figure(measured, f"{title}: throughput", "instances/s", quantity="rate", better="higher", bars=THROUGHPUT_BARS),
         figure(measured, f"{title}: processor time", "ms/instance", quantity="processor", bars=PROCESSOR_BARS),
     ]
+
+
+def several(folder: Path, *, rounds: int, quick: bool) -> list[Figure]:
+    """Measure what a second process that receives brings: for slices, and for images that are small."""
+    found = []
+    for size, number in ((512, 8), (512, 32), (64, 8)):
+        here = folder / f"several-{size}-{number}"
+        files = cases.chest_ct(60, size)
+        instances = _INSTANCES[number] * (4 if size == 64 else 1) // (4 if quick else 1)
+        with ExitStack() as stack:
+            receivers = _started(stack, here, Node, NodeOfTwo)
+            sender = Sender(here / "sender")
+            study = stack.enter_context(sources(folder)) / "study"
+
+            def run(
+                receiver: Receiver,
+                sender: Sender = sender,
+                files: Sequence[Path] = files,
+                study: Path = study,
+                number: int = number,
+                instances: int = instances,
+            ) -> Mapping[str, float]:
+                return received(receiver, sender, files, study, number, instances)
+
+            for receiver in receivers.values():
+                received(receiver, sender, files, study, number, 4 * number)
+            measured = alternate({name: partial(run, receiver) for name, receiver in receivers.items()}, rounds)
+        title = f"receive with one process, {number} associations, {size} x {size} pixels"
+        found.append(figure(measured, f"{title}: throughput", "instances/s", quantity="rate", better="higher"))
+        found.append(figure(measured, f"{title}: processor time", "ms/instance", quantity="processor"))
+    return found
 
 
 @contextmanager

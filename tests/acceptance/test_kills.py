@@ -92,16 +92,17 @@ def kill_node(running, word: str) -> None:
 BLOWS = [
     (kill_children, "--queue infer"),
     (kill_children, "--queue deliver"),
+    (kill_children, "-m dicom_node.receiver"),
     (kill_children, "valkey-server"),
     (flush, ""),
     (kill_node, ""),
 ]
 
 
-@pytest.mark.parametrize("seed", [11, 12])
-def test_whatever_is_killed_every_study_gets_its_results_exactly_once(node, orthanc, studies, seed):
+@pytest.mark.parametrize(("seed", "processes"), [(11, 1), (12, 2)])
+def test_whatever_is_killed_every_study_gets_its_results_exactly_once(node, orthanc, studies, seed, processes):
     chance = random.Random(seed)
-    running = node(pacs_port=orthanc.dicom_port).start()
+    running = node(pacs_port=orthanc.dicom_port, receive=f"processes = {processes}").start()
     sender = Sender(running.port, studies)
 
     sender.start()

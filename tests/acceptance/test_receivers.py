@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import threading
 import time
 import urllib.request
@@ -18,7 +17,7 @@ from pynetdicom import AE
 
 from dicom_node.commitment import Reference
 from tests.acceptance.stand import NodeProcess, free_port, wait_for
-from tests.datasets import CT, EXPLICIT, as_file, ct, uid
+from tests.datasets import CT, EXPLICIT, as_file, ct
 from tests.integration.test_commitment import HERE, Modality
 
 ALONE = 'broker = "redis://127.0.0.1:1/0"'  # no workers: nothing is run here
@@ -36,6 +35,23 @@ def several(node):
         return started
 
     return start
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A node with three processes that receive, its web, and a modality that it knows."""
+    modality, web = Modality(), free_port()
+    peer = f'[peer.CT1]\nae_title = "MODALITY"\nhost = "{HERE}"\nport = {modality.port}\n'
+    peer += f'[commitment]\nsame_association_after = 0.2\n[web]\nport = {web}\ntoken = "t"'
+    folder = tmp_path_factory.mktemp("shared") / "node"
+    node = NodeProcess(folder, pacs_port=free_port(), node=ALONE, receive="processes = 3", peer=peer)
+    try:
+        node.start()
+        wait_for("all to listen", lambda: len(listeners(node)) == 3, seconds=40)
+        yield node, web, modality
+    finally:
+        node.end()
+        modality.server.shutdown()
 
 
 def listeners(node: NodeProcess) -> set[int]:
@@ -102,31 +118,32 @@ def stored(node: NodeProcess) -> dict[str, str]:
         ledger.close()
 
 
-def test_every_process_takes_some_and_the_node_knows_of_all(several):
-    web = free_port()
-    node = several(peer=f'[web]\nport = {web}\ntoken = "t"')
+def test_every_process_takes_some_and_the_node_knows_of_all(shared):
+    node, web, _ = shared
 
     def metric(name: str) -> float:
         request = urllib.request.Request(f"http://{HERE}:{web}/metrics", headers={"Authorization": "Bearer t"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return float(re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.M)[1])
 
+    stored_metric = 'dicom_node_instances_total{outcome="stored"}'
+    before = metric(stored_metric)
     each = one_with_each(node, 3)
-    assert metric("dicom_node_associations_open") == 3
+    wait_for("all others to have ended", lambda: metric("dicom_node_associations_open") == 3)
+    sent = set()
     for series, association in enumerate(each.values()):
         for number in range(1, 6):
-            assert association.send_c_store(as_file(ct(number, series=f"series {series}"))).Status == 0x0000
+            dataset = ct(number, study="all", series=f"series {series}")
+            assert association.send_c_store(as_file(dataset)).Status == 0x0000
+            sent.add(str(dataset.SOPInstanceUID))
     for association in each.values():
         association.release()
 
-    wait_for("all to be on record", lambda: len(stored(node)) == 15)
-    stored_metric = 'dicom_node_instances_total{outcome="stored"}'
-    wait_for("all to be counted", lambda: metric(stored_metric) == 15)
-    assert metric("dicom_node_associations_open") == 0
+    wait_for("all to be on record", lambda: sent <= stored(node).keys())
+    wait_for("all to be counted", lambda: metric(stored_metric) - before == 15)
+    wait_for("nobody to be there", lambda: metric("dicom_node_associations_open") == 0)
     assert metric("dicom_node_arrived_files") == 0
     assert node.cli("verify").returncode == 0
-    assert node.terminate() == 0
-    assert not node.children_pids(RECEIVER)
 
 
 def test_no_more_associations_than_there_may_be_in_all_and_of_one_peer(several):
@@ -211,15 +228,16 @@ def test_the_next_life_takes_up_what_all_processes_had_even_with_fewer_of_them(s
     assert node.cli("verify").returncode == 0
 
 
-def test_other_bytes_under_one_uid_at_the_same_moment_are_set_aside_and_the_first_stay(several):
-    node = several()
+def test_other_bytes_under_one_uid_at_the_same_moment_are_set_aside_and_the_first_stay(shared):
+    node, _, _ = shared
     each = list(one_with_each(node, 3).values())
     start = threading.Barrier(3)
 
     def send(number: int) -> None:
         start.wait()
         for slice_number in range(1, 21):
-            assert each[number].send_c_store(as_file(ct(slice_number, pixel=number))).Status == 0x0000
+            dataset = ct(slice_number, study="twice", pixel=number)
+            assert each[number].send_c_store(as_file(dataset)).Status == 0x0000
         each[number].release()
 
     senders = [threading.Thread(target=send, args=[number]) for number in range(3)]
@@ -230,38 +248,37 @@ def test_other_bytes_under_one_uid_at_the_same_moment_are_set_aside_and_the_firs
 
     folder = node.folder / "storage" / "quarantine"
     wait_for("the others to be set aside", lambda: len(list(folder.glob("*.dcm"))) == 40)
-    wait_for("the first to be on record", lambda: len(stored(node)) == 20)
-    kept = Counter(path.name.partition(".dcm")[0].rpartition(".")[0] for path in folder.iterdir())
-    assert set(kept.values()) == {2}, "of each UID two are set aside"
+    uids = {str(ct(number, study="twice").SOPInstanceUID) for number in range(1, 21)}
+    wait_for("the first to be on record", lambda: uids <= stored(node).keys())
+    aside = Counter(path.name.partition(".dcm")[0].rpartition(".")[0] for path in folder.iterdir())
+    assert aside == dict.fromkeys(uids, 2)
     assert node.cli("verify").returncode == 0, "every file is the one that is on record"
 
 
-def test_storage_commitment_covers_what_another_process_has_just_acknowledged(several):
-    modality = Modality()
-    peer = f'[peer.CT1]\nae_title = "MODALITY"\nhost = "{HERE}"\nport = {modality.port}\n'
-    node = several(peer=f"{peer}[commitment]\nsame_association_after = 0.2")
-    try:
-        with_each = one_with_each(node, 3)
-        asking = wait_for("one to ask a receiver", lambda: asked_at(node, modality, RECEIVER), every=0.0)
-        references = []
-        for series, association in enumerate(with_each.values()):
-            for number in range(1, 4):
-                assert association.send_c_store(as_file(ct(number, series=f"series {series}"))).Status == 0x0000
-                references.append(Reference(CT, uid("study", f"series {series}", number)))
-        assert modality.ask(asking, *references) == 0x0000
-        wait_for("the report", lambda: modality.reports, seconds=20)
-        where, _, report = modality.reports.pop()
-        assert (where, set(report.committed), report.failed) == ("same", set(references), {})
+def test_storage_commitment_covers_what_another_process_has_just_acknowledged(shared):
+    node, _, modality = shared
+    with_each = one_with_each(node, 3)
+    asking = wait_for("one to ask a further process", lambda: asked_at(node, modality, RECEIVER), every=0.0)
+    references = []
+    for series, association in enumerate(with_each.values()):
+        for number in range(1, 4):
+            dataset = ct(number, study="promised", series=f"series {series}")
+            assert association.send_c_store(as_file(dataset)).Status == 0x0000
+            references.append(Reference(CT, str(dataset.SOPInstanceUID)))
+    assert modality.ask(asking, *references) == 0x0000
+    wait_for("the report", lambda: modality.reports, seconds=20)
+    where, _, report = modality.reports.pop()
+    assert (where, set(report.committed), report.failed) == ("same", set(references), {})
 
-        assert modality.ask(asking, references[0], transaction_uid="1.2.840.2") == 0x0000
-        asking.release()
-        wait_for("the report of the node", lambda: modality.reports, seconds=20)
-        where, _, report = modality.reports.pop()
-        assert (where, list(report.committed)) == ("new", references[:1])
-        time.sleep(2.5)  # the node looks every two
-        assert modality.reports == [], "nobody reports twice"
-    finally:
-        modality.server.shutdown()
+    assert modality.ask(asking, references[0], transaction_uid="1.2.840.2") == 0x0000
+    asking.release()
+    wait_for("the report of the node", lambda: modality.reports, seconds=20)
+    where, _, report = modality.reports.pop()
+    assert (where, list(report.committed)) == ("new", references[:1])
+    time.sleep(2.5)  # the node looks every two
+    assert modality.reports == [], "nobody reports twice"
+    for association in with_each.values():
+        association.release()
 
 
 def asked_at(node: NodeProcess, modality: Modality, word: str):
@@ -294,5 +311,6 @@ def test_a_receiver_ends_with_its_node_and_keeps_the_next_out_until_then(several
     os.kill(pid, signal.SIGCONT)
     wait_for("it to end", lambda: not node.children_pids(RECEIVER))
     node.start()
-    with socket.create_connection((HERE, node.port)):
-        pass
+    wait_for("both to listen", lambda: len(listeners(node)) == 2, seconds=40)
+    assert node.terminate() == 0
+    assert not node.children_pids(RECEIVER)
