@@ -266,7 +266,6 @@ class Node:
         )
 
     def _receiver_command(self, part: int) -> Sequence[str]:
-        ports = [*self._scp.ports, *self._scp.ports]
         ports = self._scp.ports
         command = [sys.executable, "-m", "dicom_node.receiver", "--part", str(part), "--node-id", self.node_id]
         command += ["--parent", str(os.getpid()), "--port", str(ports[0]), "--tls-port", str(ports[-1])]

@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import signal
+import ssl
+import subprocess
 import threading
 import time
 import urllib.request
@@ -60,10 +62,10 @@ def listeners(node: NodeProcess) -> set[int]:
     return {pid for pid in [node.process.pid, *node.children_pids(RECEIVER)] if inodes & sockets_of(pid)}
 
 
-def holder(node: NodeProcess, association) -> int:
-    """Return the process that has an association."""
-    port = association.dul.socket.socket.getsockname()[1]
-    inodes = {inode for local, remote, _, inode in connections() if (local, remote) == (node.port, port)}
+def holder(node: NodeProcess, association, port: int | None = None) -> int:
+    """Return the process that has an association with the node's port, or another of its."""
+    theirs = association.dul.socket.socket.getsockname()[1]
+    inodes = {inode for local, remote, _, inode in connections() if (local, remote) == (port or node.port, theirs)}
     return next(pid for pid in [node.process.pid, *node.children_pids(RECEIVER)] if inodes & sockets_of(pid))
 
 
@@ -314,3 +316,40 @@ def test_a_receiver_ends_with_its_node_and_keeps_the_next_out_until_then(several
     wait_for("both to listen", lambda: len(listeners(node)) == 2, seconds=40)
     assert node.terminate() == 0
     assert not node.children_pids(RECEIVER)
+
+
+@pytest.mark.peer("openssl")
+def test_every_process_listens_with_tls_and_takes_a_new_certificate(several, tool, tmp_path):
+    def make_certificate() -> str:
+        """Put a certificate in the place of the one before, and return it."""
+        command = [tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+        command += ["-keyout", tmp_path / "new.key", "-out", tmp_path / "new.pem"]
+        subprocess.run([*map(str, command)], check=True, capture_output=True)
+        for name in ("key", "pem"):
+            (tmp_path / f"new.{name}").replace(tmp_path / f"node.{name}")
+        return (tmp_path / "node.pem").read_text()
+
+    def shown() -> set[str]:
+        return {ssl.get_server_certificate((HERE, port)).strip() for _ in range(12)}
+
+    before, port = make_certificate().strip(), free_port()
+    peer = f'[tls]\nport = {port}\ncertificate = "{tmp_path}/node.pem"\nkey = "{tmp_path}/node.key"\n'
+    node = several(processes=2, peer=f'{peer}client_certificates = "none"')
+    context = ssl.create_default_context(cafile=str(tmp_path / "node.pem"))
+    context.check_hostname = False
+
+    def associate_by_tls() -> int:
+        entity = AE(ae_title="SCANNER")
+        entity.add_requested_context(CT, EXPLICIT)
+        association = entity.associate(HERE, port, tls_args=(context, "localhost"))
+        assert association.is_established
+        assert association.send_c_store(as_file(ct())).Status == 0x0000
+        pid = holder(node, association, port)
+        association.release()
+        return pid
+
+    found: set[int] = set()
+    wait_for("each to take one", lambda: found.add(associate_by_tls()) or len(found) == 2, every=0.0)
+    assert shown() == {before}
+    after = make_certificate().strip()
+    wait_for("each to show the new one", lambda: shown() == {after})
