@@ -152,6 +152,20 @@ class Dcmtk(Receiver):
         _empty(self._received)
 
 
+class SyncingDcmtk(Dcmtk):
+    """DCMTK's storescp with `syncing.c` before its C library: it acknowledges what is on stable storage."""
+
+    name = "DCMTK made to sync"
+
+    def command(self) -> Sequence[str]:
+        """Return storescp with the library, which is compiled."""
+        library = self.folder / "syncing.so"
+        compiler = find("cc", "gcc")
+        source = Path(__file__).with_name("syncing.c")
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+        return ["env", f"LD_PRELOAD={library}", *super().command()]
+
+
 class StockPynetdicom(Dcmtk):
     """pynetdicom as its documentation shows it: a handler that writes the encoded data set to a file."""
 

@@ -23,7 +23,7 @@ from pynetdicom import AE
 
 from bench import cases
 from bench.measure import Absent, Figure, alternate, figure, processor_time, resident_growth
-from bench.peers import Dcmtk, Node, NodeOfTwo, Orthanc, Receiver, Sender, StockPynetdicom, wait_for
+from bench.peers import Dcmtk, Node, NodeOfTwo, Orthanc, Receiver, Sender, StockPynetdicom, SyncingDcmtk, wait_for
 
 THROUGHPUT_BARS: Mapping[str, float] = {Dcmtk.name: 1.0, StockPynetdicom.name: 4.0}
 PROCESSOR_BARS: Mapping[str, float] = {Dcmtk.name: 1.0}
@@ -96,8 +96,8 @@ def throughput(folder: Path, associations: int, *, rounds: int, quick: bool, bes
     instances = _INSTANCES[associations] // (4 if quick else 1)
     here = folder / f"throughput-{associations}-{beside}"
     with ExitStack() as stack:
-        dcmtk = partial(Dcmtk, fork=associations > 1)
-        peers = (Node, dcmtk, StockPynetdicom) if beside else (Node, dcmtk, StockPynetdicom, Orthanc)
+        dcmtk, syncing = (partial(kind, fork=associations > 1) for kind in (Dcmtk, SyncingDcmtk))
+        peers = (Node, dcmtk, syncing, StockPynetdicom, *(() if beside else (Orthanc,)))
         receivers = _started(stack, here, *peers)
         sender = Sender(here / "sender")
         study = stack.enter_context(sources(folder)) / "study"

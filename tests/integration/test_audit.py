@@ -603,7 +603,7 @@ def test_rsyslog_takes_every_message_in_order_also_when_it_was_away(audit, pki, 
             trail.deleted(f"1.2.{number}", {CT: 1}, reason="age")
         eventually(lambda: trail.waiting() == 0, seconds=30)
         trail.stop()
-        eventually(lambda: len(there.lines) >= 52, seconds=20)
+        eventually(lambda: len(there.lines) >= 62, seconds=20)
     finally:
         there.kill()
 
