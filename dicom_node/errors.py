@@ -20,6 +20,10 @@ NodeError
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NodeError(Exception):
     """An error the node raised on purpose."""
@@ -89,6 +93,16 @@ class ResultRefused(Refused):
 
 class SettingsError(Refused):
     """A settings file is wrong."""
+
+
+@contextmanager
+def listening(keys: str, host: str, port: int) -> Iterator[None]:
+    """Give a context that listens where `keys` of the settings say; an OSError of it becomes SettingsError."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise SettingsError(f"{keys}: the node cannot listen on {host}, port {port}: {why}") from error
 
 
 class NotApplicable(NodeError):

@@ -37,6 +37,7 @@ def identity_of_part(node_id: str, part: int) -> str:
     name = f"{node_id}#{part}"
     if len(name) <= _LONGEST:
         return name
+    # cut off, two nodes of one ledger might bear one name
     return f"{hashlib.sha256(node_id.encode()).hexdigest()[: _LONGEST - 8]}#{part}"
 
 

@@ -34,7 +34,7 @@ _RESERVED = 8  # for those who begin: whoever is in the middle of a series does 
 _MODE = 0o640
 _SLOT, _EARLIER = ".slot", ".dcm"  # earlier versions named a file when it was whole
 _LOOK_AGAIN = 0.02  # seconds between two looks at what other processes do
-_LONG = 60.0  # seconds
+_LONG = 60.0  # seconds after which nobody waits for what another process has not recorded
 
 
 class Slot(NamedTuple):

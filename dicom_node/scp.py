@@ -22,7 +22,7 @@ from dicom_node.commitment import STORAGE_COMMITMENT, Report
 from dicom_node.config import Settings
 from dicom_node.delivery.commit import answer_report
 from dicom_node.entities import AssociationIdentity
-from dicom_node.errors import NodeError, SettingsError
+from dicom_node.errors import NodeError, SettingsError, listening
 from dicom_node.intake import Intake
 from dicom_node.landing import pour
 from dicom_node.ledger import Ledger
@@ -120,7 +120,7 @@ class Scp:
 
     def _listen(self, entity: AE, port: int, tls: Reloading | None = None) -> None:
         host, is_shared = self._settings.node.host, self._settings.receive.processes > 1
-        try:
+        with listening("node.host, node.port" if tls is None else "node.host, tls.port", host, port):
             if is_shared and not self._joins:
                 require_free(host, port)
             server: Any = entity.make_server(
@@ -131,9 +131,6 @@ class Scp:
                 store=self._store,
                 shares_port=is_shared,
             )
-        except OSError as error:
-            key = "node.host, node.port" if tls is None else "node.host, tls.port"
-            raise SettingsError(f"{key}: the node cannot listen on {host}, port {port}: {error.strerror}") from error
         if tls is not None:
             server.tls = lambda: tls.context
             server.on_failed_handshake = self._on_failed_handshake

@@ -80,7 +80,7 @@ class Spool:
             self._make(self._incoming)
 
     def own(self) -> None:
-        """Take the folder for this process until it ends; raise SettingsError where another node has it.
+        """Take the folder for this process until it ends; raise SettingsError where another has it.
 
         A second node on the same folder would sweep away what the first is writing and end its broker.
         """

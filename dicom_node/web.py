@@ -14,6 +14,8 @@ from typing import Any
 
 import structlog
 
+from dicom_node.errors import listening
+
 log = structlog.get_logger()
 
 _LONGEST_HEAD = 8192  # bytes of a request, all of it
@@ -28,8 +30,9 @@ class Web:
     """An HTTP server for GET of a few paths; whoever has not the token learns nothing, not even which there are."""
 
     def __init__(self, host: str, port: int, *, token: str, pages: Mapping[str, Page]) -> None:
-        """Listen on `host` and `port`, 0 for any that is free; `start` answers."""
-        self._server = _Server((host, port), token.encode(), pages)
+        """Listen on `host` and `port`, 0 for any that is free; `start` answers. SettingsError where it is taken."""
+        with listening("web.host, web.port", host, port):
+            self._server = _Server((host, port), token.encode(), pages)
         self.port = int(self._server.server_address[1])
 
     def start(self) -> None:

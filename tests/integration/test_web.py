@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dicom_node import log, tally
 from dicom_node.config import parse
+from dicom_node.errors import SettingsError
 from dicom_node.node import Node
 from tests.datasets import IDENTITY, ct, write
 
@@ -209,3 +210,25 @@ def test_a_kind_that_somebody_else_words_does_not_grow_without_end():
     kinds = [kind for name, kind in tally.events() if name == "tls.refused"]
     assert len(kinds) <= 65
     assert tally.events()["tls.refused", "other"] >= 900
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("node.port", "[node]\nport = {port}"),
+        ("node.port", "[node]\nport = {port}\n[receive]\nprocesses = 2"),
+        ("web.port", "[node]\nport = 0\n[web]\nport = {port}"),
+    ],
+)
+def test_a_port_that_is_taken_is_said_with_its_key(tmp_path, key, text):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        table = f'[node]\nhost = "127.0.0.1"\nstorage = "storage"\nbroker = "redis://127.0.0.1:{port}/0"'
+        made = Node(parse(text.format(port=port).replace("[node]", table), base=tmp_path))
+        try:
+            with pytest.raises(
+                SettingsError, match=rf"{key}: the node cannot listen .* {port}: Address already in use$"
+            ):
+                made.start()
+        finally:
+            made.stop()
