@@ -75,11 +75,7 @@ class Inbox:
         until = time.monotonic() + patience
         with availability():
             for folder in [self.folder] if self._is_part else parts_of(self._root):
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                while not _is_locked(descriptor):
-                    if time.monotonic() > until:
-                        raise SettingsError(f"node.storage: a process of an earlier life still receives into {folder}")
-                    time.sleep(_LOOK_AGAIN)
+                descriptor = _locked(folder, until)
                 if self._is_part:
                     self._held = descriptor
                 else:
@@ -201,13 +197,20 @@ def _files(folders: Iterable[Path]) -> list[tuple[Path, int, bool]]:
     return found
 
 
-def _is_locked(descriptor: int) -> bool:
-    """Lock a folder; return whether it is."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _locked(folder: Path, until: float) -> int:
+    """Lock a folder, and return the descriptor that keeps it so; raise SettingsError where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                os.close(descriptor)
+                raise SettingsError(
+                    f"node.storage: a process of an earlier life still receives into {folder}"
+                ) from error
+        time.sleep(_LOOK_AGAIN)
 
 
 def _is_written(entry: os.DirEntry[str]) -> bool:

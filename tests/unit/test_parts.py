@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -153,9 +154,12 @@ def test_each_process_finds_what_is_its_own_and_the_node_what_is_nobodys(process
 def test_a_part_belongs_to_one_process_at_a_time_and_the_node_waits_for_it(process):
     first, second, node = process(1), process(1), process(0)
     first.spool.inbox.own()
+    gc.collect()
+    descriptors = len(os.listdir("/proc/self/fd"))
     for other in (second, node):
         with pytest.raises(SettingsError, match=r"still receives into .*arrived/1"):
             other.spool.inbox.own(patience=0.1)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
     threading.Timer(0.2, first.spool.disown).start()
     node.spool.inbox.own()
     second.spool.inbox.own(patience=0.1)
