@@ -19,8 +19,8 @@ from dicom_node.errors import ModelRefused, NodeError
 from dicom_node.manifest import CONTAINED, RUNS_CODE, Manifest
 from workers.cell import ContainedModel
 from workers.containment import Walls, walls
-from workers.device import choose_device, memory_megabytes
-from workers.prediction import Model
+from workers.device import choose_device, is_gpu, memory_megabytes
+from workers.prediction import Grid, Model
 from workers.scratch import sweep
 from workers.weights import furnish, verify
 
@@ -76,6 +76,12 @@ class Bundles:
         except NodeError as error:  # its first job fails in the same way, and says so on record
             log.warning("model.not_warmed", model=folder.name, reason=str(error))
 
+    def prepare(self, found: ModelFolder, grid: Grid) -> None:
+        """Have a model that is loaded get ready for a grid; waits for no other that is being loaded."""
+        bundle = self._loaded.get((found.folder, found.digest))
+        if bundle is not None and isinstance(bundle.model, ContainedModel):
+            bundle.model.prepare(grid)
+
     def close(self) -> None:
         """End every contained model."""
         with self._lock:
@@ -88,7 +94,7 @@ class Bundles:
         if manifest.runtime in CONTAINED:
             self._require_walls(manifest)
             packages: Sequence[Path] = getattr(runtime, "packages", lambda manifest: ())(manifest)
-            device = str(choose_device(self._device))
+            device = choose_device(self._device)
             model: Model = ContainedModel(
                 manifest, lambda folder: furnish(found, folder), device, self._walls, packages
             )
@@ -113,8 +119,9 @@ class Bundles:
 
     def _make_room(self, wanted: Bundle) -> None:
         """End the contained models that were used longest ago until all fit into the budget, never the one wanted."""
-        on_gpu = choose_device(self._device).type == "cuda"
-        budget = self._budget or memory_megabytes(choose_device(self._device)) // (1 if on_gpu else 2)
+        device = choose_device(self._device)
+        on_gpu = is_gpu(device)
+        budget = self._budget or memory_megabytes(device) // (1 if on_gpu else 2)
         held = {
             id(bundle): float(bundle.manifest.limits.gpu_megabytes) if on_gpu else model.resident_megabytes
             for bundle, model in self._contained()

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,8 @@ from dicom_node.findings import Reason
 from dicom_node.manifest import Manifest
 from workers import scratch
 from workers.containment import Cell, Walls, installation
-from workers.passing import read_prediction, write_grid
+from workers.handing import Handing
+from workers.passing import read_prediction
 from workers.prediction import Grid, Prediction, Progress
 
 log = structlog.get_logger()
@@ -79,6 +81,12 @@ class ContainedModel:
         except BaseException:
             self.end()
             raise
+
+    def prepare(self, grid: Grid) -> None:
+        """Get ready for a grid that the model will be asked about, where it runs; others may be asked about before."""
+        child = self._child
+        if child is not None:
+            child.prepare(grid)
 
     def __call__(self, grid: Grid, progress: Progress) -> Prediction:
         """Predict.
@@ -137,8 +145,9 @@ class _Child:
         self._scratch, self._lock = scratch.hold()
         self._given, self._work = self._scratch / "given", self._scratch / "work"
         self._folder = self._scratch / manifest.name
-        for folder in (self._given, self._work, self._folder):
+        for folder in (self._work, self._folder):
             folder.mkdir()
+        self._handing = Handing(self._given, self._scratch / "aside")
         self._heard = bytearray()
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = -1
@@ -204,9 +213,14 @@ class _Child:
             files=memory,
         )
 
+    def prepare(self, grid: Grid) -> None:
+        """Write down a grid that the model will be asked about."""
+        with suppress(OSError):  # it is written when it is asked about, or the job says why not
+            self._handing.prepare(grid)
+
     def predict(self, grid: Grid, progress: Progress) -> Prediction:
         """Have the model predict."""
-        self._order(write_grid(grid, self._given))
+        self._order(self._handing.give(grid))
         message = self._hear("answer", progress)
         try:
             return read_prediction(message, self._work, grid, self._manifest)
@@ -215,7 +229,7 @@ class _Child:
 
     def predict_many(self, grids: Sequence[Grid], progress: Progress) -> list[Prediction]:
         """Have the model predict for several grids in one."""
-        orders = [write_grid(grid, self._given / str(number)) for number, grid in enumerate(grids)]
+        orders = [self._handing.give(grid, str(number)) for number, grid in enumerate(grids)]
         self._order({"several": orders})
         message = self._hear("answers", progress)
         answers = message.get("several")
@@ -228,7 +242,7 @@ class _Child:
             ]
         finally:
             scratch.empty(self._work)
-            scratch.empty(self._given)
+            self._handing.clear()
 
     def stops(self, *, within: float) -> bool:
         """Ask the model to stop between two windows; return whether it has, `within` seconds."""
@@ -369,6 +383,7 @@ class _Child:
                 self._process.stdin.close()
         if self._answers >= 0:
             os.close(self._answers)
+        self._handing.close()
         os.close(self._lock)
         scratch.remove(self._scratch)
 

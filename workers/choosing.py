@@ -45,8 +45,8 @@ class Choosing:
         self._spool = spool
         self._load = Foresight(self._read)
 
-    def foresee(self, series_instance_uid: str, manifest: Manifest) -> bool:
-        """Read a series before it is asked for; return False where another is held. Raises what a job for it would."""
+    def foresee(self, series_instance_uid: str, manifest: Manifest) -> Volume | None:
+        """Read a series before it is asked for; return None where another is held. Raises what a job for it would."""
         return self._load.foresee(self._images(series_instance_uid), manifest.input)
 
     def __call__(self, job: Job, found: ModelFolder) -> Chosen:

@@ -35,12 +35,12 @@ class Foresight:
         self._volume: Volume | None = None
         self._forgets: threading.Timer | None = None
 
-    def foresee(self, instances: Sequence[StoredInstance], slot: InputSlot) -> bool:
-        """Load what will probably be asked for; return False where something else is held. Raises what `load` does."""
+    def foresee(self, instances: Sequence[StoredInstance], slot: InputSlot) -> Volume | None:
+        """Load what will probably be asked for; return None where something else is held. Raises what `load` does."""
         wanted = _Input(tuple(instances), slot)
         with self._changed:
             if self._input is not None and not set(self._input.instances) < set(instances):
-                return False
+                return None
             self._forget()
             self._input = wanted
         volume: Volume | None = None
@@ -49,7 +49,7 @@ class Foresight:
         finally:
             with self._changed:
                 self._settle(volume)
-        return True
+        return volume
 
     def __call__(self, instances: Sequence[StoredInstance], slot: InputSlot) -> Volume:
         """Return a volume: that which was foreseen, where it is of the very same instances, else a new one.

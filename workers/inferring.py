@@ -90,8 +90,10 @@ class Inferring:
         found = read_model(self._settings.node.models / model)
         began = time.monotonic()
         with understood():
-            is_read = self._choosing.foresee(series_instance_uid, found.manifest)
-        if is_read:
+            volume = self._choosing.foresee(series_instance_uid, found.manifest)
+        if volume is not None:
+            if len(found.manifest.inputs) == 1:  # else the model is given more than this
+                self._bundles.prepare(found, volume.grid)
             seconds = round(time.monotonic() - began, 2)
             log.info("series.foreseen", series_instance_uid=series_instance_uid, model=model, seconds=seconds)
 
@@ -100,6 +102,7 @@ class Inferring:
         model = read_model(self._settings.node.models / attempt.job.model)
         with attempt.watch.stage("load"), understood():
             chosen = self._choosing(attempt.job, model)
+            self._bundles.prepare(model, chosen.volume.grid)
         attempt.lease.report(_LOADED)
         return Loaded(model, chosen)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Grid:
     """Voxels in canonical patient order: axis 0 runs to the head, axis 1 to the back, axis 2 to the left.
 

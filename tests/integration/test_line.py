@@ -18,7 +18,7 @@ from dicom_node.lifecycle import Kind, State
 from dicom_node.routing import Order, Priority
 from dicom_node.spool import Spool
 from tests.unit.test_ledger import complete, names, receive
-from workers import choosing, inferring
+from workers import choosing, handing, inferring
 from workers.containment import walls
 from workers.pipeline import Pipeline
 
@@ -350,6 +350,25 @@ def test_a_job_that_is_cancelled_leaves_the_model_between_two_windows_and_its_pr
     assert not line.threads[-1].is_alive()
     assert line.child() == child
     assert line.ledger.jobs.results_of(unwanted) == []
+
+
+@contains
+def test_what_comes_next_is_written_for_the_model_before_it_is_its_turn(line, at_model, monkeypatch, eventually):
+    writers = []
+    write = handing.write_grid
+    monkeypatch.setattr(
+        handing, "write_grid", lambda *what: writers.append(threading.current_thread().name) or write(*what)
+    )
+    jobs = [line.study("contained") for _ in range(2)]
+    line.run(jobs[0])
+    at_model(jobs[0])
+
+    eventually(lambda: len(writers) == 2)
+    assert line.job(jobs[0]).state is State.RUNNING
+    for job in jobs:
+        line.ledger.jobs.withdraw(job, now=time.time())
+
+    assert sum(writer == "model" for writer in writers) == 1  # the first: the model was not there before
 
 
 def test_a_job_that_waited_for_long_stands_among_the_normal_ones_and_never_before_an_urgent_one(line):

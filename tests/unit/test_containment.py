@@ -237,6 +237,46 @@ def test_a_contained_model_does_none_of_it(tmp_path, write_model, bundles, monke
         assert place.is_untouched()
 
 
+def test_it_reads_what_it_is_asked_about_and_not_what_it_will_be_asked_about(write_model, bundles):
+    folder = write_model("""
+        import os
+        from workers.prediction import Prediction
+        def model(grid):
+            scratch = os.path.dirname(os.environ["HOME"])
+            read = [place for place in ("given", "aside/0", "aside/1") if _is_read(f"{scratch}/{place}/values.npy")]
+            return Prediction(parameters={"read": " ".join(read), "largest": str(grid.values.max())})
+        def _is_read(path):
+            try:
+                open(path, "rb").close()
+                return True
+            except OSError:
+                return False
+        """)
+    model = bundles.get(folder).model
+    first, second = made_grid(), made_grid(values=np.full((4, 5, 6), 9, np.int16))
+    for grid in (first, second):
+        model.prepare(grid)
+    assert len(list(model._child._scratch.glob("aside/1/values.npy"))) == 1
+
+    answers = [model(grid, nothing).parameters for grid in (first, second)]
+
+    assert answers == [{"read": "given", "largest": "119"}, {"read": "given", "largest": "9"}]
+
+
+def test_a_model_that_has_ended_prepares_for_nothing_and_leaves_nothing(write_model, bundles):
+    model = bundles.get(write_model(ANSWER)).model
+    scratch, grid = model._child._scratch, made_grid()
+    model.prepare(grid)
+    child = model._child
+    model.end()
+
+    model.prepare(grid)
+    child.prepare(made_grid())
+
+    assert not scratch.exists()
+    assert np.array_equal(model(grid, nothing).labels > 0, grid.values > 60)
+
+
 def test_it_sees_no_descriptor_and_no_variable_of_the_worker(tmp_path, write_model, bundles, monkeypatch):
     monkeypatch.setenv("DICOM_NODE_BROKER", "redis://:secret@queue:6379/0")
     folder = write_model("""

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from textwrap import dedent
+
 import pytest
 import torch
 
 from dicom_node.devices import count_gpus, devices
-from workers.device import moved
+from dicom_node.errors import ModelRefused
+from workers import device
+from workers.device import choose_device, moved
 
 
 @pytest.mark.parametrize(
@@ -44,3 +50,42 @@ def test_a_tensor_goes_to_a_gpu_from_pinned_memory_while_the_processor_goes_on(m
     moved(torch.zeros(2), torch.device("cpu"))
 
     assert calls == ["pinned", ((torch.device("cuda:1"),), {"non_blocking": True}), ((torch.device("cpu"),), {})]
+
+
+@pytest.mark.parametrize(
+    ("setting", "driver", "found", "chosen"),
+    [
+        ("cpu", True, True, "cpu"),
+        ("auto", False, False, "cpu"),
+        ("auto", True, False, "cpu"),
+        ("auto", True, True, "cuda"),
+        ("cuda:1", True, True, "cuda:1"),
+    ],
+)
+def test_a_setting_becomes_a_device_that_is_there(monkeypatch, setting, driver, found, chosen):
+    monkeypatch.setattr(device, "_has_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
+
+    assert choose_device(setting) == chosen
+
+
+@pytest.mark.parametrize(("driver", "found"), [(False, False), (True, False)])
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(monkeypatch, driver, found):
+    monkeypatch.setattr(device, "_has_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
+
+    with pytest.raises(ModelRefused, match=r"node\.device is cuda:0"):
+        choose_device("cuda:0")
+
+
+def test_a_contained_model_that_needs_no_torch_does_not_wait_for_it():
+    script = """
+        import sys
+        import dicom_node.catalogue, workers.contained, workers.passing, workers.runtimes.python
+        from workers.device import choose_device
+        print(choose_device("cpu"), "torch" in sys.modules)
+    """
+
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["cpu", "False"]

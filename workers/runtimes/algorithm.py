@@ -6,6 +6,8 @@ import hashlib
 import importlib
 from pathlib import Path
 
+import torch
+
 import workers.algorithms
 from dicom_node.errors import ModelRefused
 from dicom_node.manifest import Manifest
@@ -24,7 +26,8 @@ def load(manifest: Manifest, folder: Path, device: str) -> Model:
             raise
         raise ModelRefused(f"{manifest.name}: there is no algorithm of this name") from error
     files = [weights_path(folder, weights) for weights in manifest.weights]
-    model: Model = module.load(dict(manifest.parameters), choose_device(device), *([files] if files else []))
+    where = torch.device(choose_device(device))
+    model: Model = module.load(dict(manifest.parameters), where, *([files] if files else []))
     return model
 
 

@@ -48,7 +48,7 @@ def load(manifest: Manifest, folder: Path, device: str) -> Model:
         from monai.bundle.config_parser import ConfigParser
     except ModuleNotFoundError as error:
         raise ModelRefused(f"{manifest.name}: runtime monai_bundle needs pip install 'dicom-node[monai]'") from error
-    where = choose_device(device)
+    where = torch.device(choose_device(device))
     file = str(manifest.parameters.get("config", "configs/inference.json"))
     if not (folder / file).is_file():
         raise ModelRefused(f"{manifest.name}: weights: {file} belongs to a MONAI bundle and is not listed")

@@ -40,7 +40,7 @@ def load(manifest: Manifest, folder: Path, device: str) -> Model:
     except ModuleNotFoundError as error:
         raise ModelRefused(f"{manifest.name}: runtime nnunet needs pip install 'dicom-node[nnunet]'") from error
     folds, checkpoint = _folds(manifest)
-    where = choose_device(device)
+    where = torch.device(choose_device(device))
     predictor = nnUNetPredictor(
         tile_step_size=1 - manifest.execution.overlap,
         use_gaussian=manifest.execution.blend == "gaussian",

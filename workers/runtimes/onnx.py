@@ -9,7 +9,7 @@ import torch
 
 from dicom_node.errors import ModelRefused
 from dicom_node.manifest import Manifest
-from workers.device import choose_device
+from workers.device import choose_device, is_gpu
 from workers.network import NetworkModel
 from workers.prediction import Model
 from workers.provenance import digest_of_networks
@@ -21,13 +21,14 @@ def load(manifest: Manifest, folder: Path, device: str) -> Model:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise ModelRefused(f"{manifest.name}: runtime onnx needs pip install 'dicom-node[onnx]'") from error
-    where = choose_device(device)
     file = manifest.weights[0].file
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     available = onnxruntime.get_available_providers()
-    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if where.type == "cuda" else ["CPUExecutionProvider"]
+    wanted = (
+        ["CUDAExecutionProvider", "CPUExecutionProvider"] if is_gpu(choose_device(device)) else ["CPUExecutionProvider"]
+    )
     try:
         # from bytes: relative paths of external data have nothing to be relative to
         session = onnxruntime.InferenceSession(

@@ -17,7 +17,7 @@ from workers.provenance import digest_of_networks
 
 def load(manifest: Manifest, folder: Path, device: str) -> Model:
     """Return the network in the first of the manifest's weights; raise ModelRefused where it is no such archive."""
-    where = choose_device(device)
+    where = torch.device(choose_device(device))
     file = manifest.weights[0].file
     if not zipfile.is_zipfile(folder / file):
         raise ModelRefused(f"{manifest.name}: {file} is no archive of torch.export")

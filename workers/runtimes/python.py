@@ -36,7 +36,7 @@ def load(manifest: Manifest, folder: Path, device: str) -> Model:
             f"is the package {package} installed where the node's worker runs?"
         ) from error
     parameters = {key: value for key, value in manifest.parameters.items() if key != _KEY}
-    offered = {"parameters": parameters, "folder": folder, "device": str(choose_device(device))}
+    offered = {"parameters": parameters, "folder": folder, "device": choose_device(device)}
     if inspect.isclass(target):
         made: Any = target(**_taken(target, offered))
         return _Called(manifest.name, made, {})

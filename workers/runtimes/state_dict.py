@@ -21,7 +21,7 @@ _WRAPPED = ("state_dict", "model_state_dict", "model")  # how training scripts p
 
 def load(manifest: Manifest, folder: Path, device: str) -> Model:
     """Return the manifest's architecture with its weights; raise ModelRefused where they do not fit."""
-    where = choose_device(device)
+    where = torch.device(choose_device(device))
     if manifest.architecture is None:
         raise ModelRefused(f"{manifest.name}: architecture: a state_dict needs the network that it fills")
     network = build(manifest.architecture.name, manifest.architecture.arguments)

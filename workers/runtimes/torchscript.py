@@ -17,7 +17,7 @@ from workers.provenance import digest_of_networks
 
 def load(manifest: Manifest, folder: Path, device: str) -> Model:
     """Return the network in the first of the manifest's weights; raise ModelRefused where it is no TorchScript."""
-    where = choose_device(device)
+    where = torch.device(choose_device(device))
     path = folder / manifest.weights[0].file
     jit: Any = torch.jit  # untyped
     try:

@@ -43,7 +43,7 @@ def load(manifest: Manifest, folder: Path, device: str) -> Model:
             f"{manifest.name}: runtime totalsegmentator needs pip install 'dicom-node[totalsegmentator]'"
         ) from error
     _stay_in_one_process()
-    return _Task(manifest, totalsegmentator, str(choose_device(device)))
+    return _Task(manifest, totalsegmentator, choose_device(device))
 
 
 def _stay_in_one_process() -> None:
