@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if os.environ.get("CI"):
                 pytest.fail(message)
             pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def descriptors() -> Callable[[], int]:
+    """Return a function that counts this process's open descriptors, but those of garbage, of whichever test."""
+
+    def count() -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    return count
 
 
 @pytest.fixture(scope="session")
