@@ -36,6 +36,20 @@ def bundles():
     made.close()
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Return a function like `model_folder`; what is the same is written once, so that its process sees many series."""
+    made = {}
+
+    def write(runtime, files, rest):
+        key = runtime, rest, tuple(sorted(files.items()))
+        if key not in made:
+            made[key] = model_folder(tmp_path_factory.mktemp(runtime), runtime, files, rest)
+        return made[key]
+
+    return write
+
+
 @pytest.fixture(scope="module", params=["axial", "reversed", "sagittal", "oblique", "tilted"])
 def volume(request, tmp_path_factory):
     phantom = make_thorax(**{**SMALL, **GEOMETRIES[request.param]}, seed=3)
@@ -70,9 +84,9 @@ class Edge(torch.nn.Module):
         return (volume - before > 200.0).to(torch.float32)
 
 
-def test_an_exported_network_sees_its_axes_and_answers_voxel_for_voxel(tmp_path, regular, bundles):
+def test_an_exported_network_sees_its_axes_and_answers_voxel_for_voxel(written, regular, bundles):
     content = formats.exported(Edge(), torch.zeros(1, 1, 8, 10, 12))
-    folder = model_folder(tmp_path, "pt2", {"net.pt2": content}, SEGMENT.format(axes="RAS"))
+    folder = written("pt2", {"net.pt2": content}, SEGMENT.format(axes="RAS"))
 
     labels = bundles.get(folder).model(regular.grid, nothing).labels
 
@@ -108,12 +122,12 @@ def edges_before(values: np.ndarray, axes: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("axes", sorted(AXES))
-def test_an_nnunet_folder_gives_what_its_network_gives(tmp_path, regular, axes, bundles):
+def test_an_nnunet_folder_gives_what_its_network_gives(written, regular, axes, bundles):
     pytest.importorskip("nnunetv2")
     order, _ = AXES[axes]
     shape, spacing = ([list(what)[axis] for axis in order] for what in (regular.grid.shape, regular.grid.spacing))
     files = formats.nnunet([spacing[n] for n in (1, 0, 2)], [shape[n] for n in (1, 0, 2)])
-    folder = model_folder(tmp_path, "nnunet", files, SEGMENT.format(axes=axes))
+    folder = written("nnunet", files, SEGMENT.format(axes=axes))
     seen = []
 
     labels = bundles.get(folder).model(regular.grid, seen.append).labels
@@ -125,10 +139,10 @@ def test_an_nnunet_folder_gives_what_its_network_gives(tmp_path, regular, axes, 
     assert seen[-1] == 1.0
 
 
-def test_an_nnunet_folder_resamples_every_axis_by_its_own_spacing(tmp_path, volume, bundles):
+def test_an_nnunet_folder_resamples_every_axis_by_its_own_spacing(written, volume, bundles):
     pytest.importorskip("nnunetv2")
     files = formats.nnunet([5.0, 9.0, 4.0], [48, 32, 48], step=False)
-    folder = model_folder(tmp_path, "nnunet", files, SEGMENT.format(axes="SPL"))
+    folder = written("nnunet", files, SEGMENT.format(axes="SPL"))
 
     labels = bundles.get(folder).model(volume.grid, nothing).labels
 
@@ -180,13 +194,13 @@ def test_an_nnunet_folder_without_its_plans_is_refused_by_name(tmp_path, bundles
         bundles.get(folder)
 
 
-def test_totalsegmentator_answers_on_the_voxels_of_the_grid_and_starts_nothing(tmp_path, regular, bundles):
+def test_totalsegmentator_answers_on_the_voxels_of_the_grid_and_starts_nothing(written, regular, bundles):
     pytest.importorskip("totalsegmentator")
     trained = "Dataset297_TotalSegmentator_total_3mm_1559subj/nnUNetTrainer_4000epochs_NoMirroring__nnUNetPlans"
     own = formats.nnunet([3.0, 3.0, 3.0], [64, 64, 64], step=False)
     files = {f"{trained}__3d_fullres/{name}": content for name, content in own.items()}
     rest = 'parameters = { task = "total", fast = true }\n' + SEGMENT.format(axes="SPL")
-    folder = model_folder(tmp_path, "totalsegmentator", files, rest)
+    folder = written("totalsegmentator", files, rest)
 
     labels = bundles.get(folder).model(regular.grid, nothing).labels
 
@@ -206,14 +220,14 @@ def from_ras(values: np.ndarray) -> np.ndarray:
     return values[::-1, ::-1].transpose(2, 1, 0)
 
 
-def test_a_monai_segmentation_bundle_gives_what_its_network_gives(tmp_path, regular, bundles):
+def test_a_monai_segmentation_bundle_gives_what_its_network_gives(written, regular, bundles):
     nets = pytest.importorskip("monai.networks.nets")
     torch.manual_seed(11)
     network = nets.UNet(**formats.UNET)
     network = network.eval()
     files = formats.monai_segmentation(network.state_dict())
     rest = SEGMENT.format(axes="LIA").replace("axes =", "spacing = [9, 9, 9]\naxes =")  # the bundle has its own
-    folder = model_folder(tmp_path, "monai_bundle", files, rest)
+    folder = written("monai_bundle", files, rest)
 
     labels = bundles.get(folder).model(regular.grid, nothing).labels
 
@@ -225,7 +239,7 @@ def test_a_monai_segmentation_bundle_gives_what_its_network_gives(tmp_path, regu
     assert (labels[:, :, ::-1] == wanted).mean() < 0.99
 
 
-def test_a_monai_bundle_that_resamples_comes_back_onto_the_voxels(tmp_path, volume, bundles):
+def test_a_monai_bundle_that_resamples_comes_back_onto_the_voxels(written, volume, bundles):
     nets = pytest.importorskip("monai.networks.nets")
     network = nets.UNet(**formats.UNET)
     state = network.state_dict()
@@ -242,7 +256,7 @@ def test_a_monai_bundle_that_resamples_comes_back_onto_the_voxels(tmp_path, volu
         b"        return torch.cat([self.edge - volume, volume - self.edge], dim=1) * 20\n"
     )
     files["models/model.pt"] = formats.saved({"edge": torch.tensor(0.4)})
-    folder = model_folder(tmp_path, "monai_bundle", files, SEGMENT.format(axes="SPL"))
+    folder = written("monai_bundle", files, SEGMENT.format(axes="SPL"))
 
     labels = bundles.get(folder).model(volume.grid, nothing).labels
 
@@ -254,13 +268,13 @@ def test_a_monai_bundle_that_resamples_comes_back_onto_the_voxels(tmp_path, volu
 @pytest.mark.parametrize("extractor", ["own", "published"])
 @pytest.mark.parametrize(("lps", "mode"), [(True, "cccwhd"), (False, "xyzxyz")])
 def test_a_monai_detection_bundle_gives_its_boxes_in_the_voxels_of_the_grid(
-    tmp_path, regular, lps, mode, extractor, bundles
+    written, regular, lps, mode, extractor, bundles
 ):
     pytest.importorskip("monai.apps.detection")
     detector = small_detector(extractor)
     state = detector.network.state_dict()
     files = formats.monai_detection(state, extractor=extractor, lps=lps, mode=mode)
-    folder = model_folder(tmp_path, "monai_bundle", files, DETECT)
+    folder = written("monai_bundle", files, DETECT)
 
     found = bundles.get(folder).model(regular.grid, nothing).detections
 
