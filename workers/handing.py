@@ -1,7 +1,7 @@
 """What a contained model is given to look at, where it may read it; and beside that, where it may not, what comes next.
 
-A large grid takes as long to write as the model waits for it, so it is written before it is the model's turn: while
-the one before is at the model, or while the node waits to be sure that a series is complete.
+A model would wait while a large grid is written, so that is done before it is its turn: while the grid before is at
+the model, or while the node waits to be sure that a series is complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Handing:
         self._is_closed = False
 
     def prepare(self, grid: Grid) -> None:
-        """Write a grid that will be given; it is forgotten with the grid. Raises OSError."""
+        """Write down a grid that will be given; what was written goes with the grid. Raises OSError."""
         with self._lock:
             if self._is_closed or id(grid) in self._written:
                 return
