@@ -36,9 +36,22 @@ class Checkpoint(threading.Event):
         super().set()
 
 
+def _say_paused(association: Association, is_paused: bool) -> None:
+    """Take down whether an association's own thread waits; of the other threads only who ends it has a say.
+
+    pynetdicom serves an N-EVENT-REPORT in a thread of its own, which says at its end that nobody waits any more, though
+    the association's thread may have begun to: whoever then sends, or releases, waits for it for ever. And it says at
+    its beginning that somebody waits, though nobody does.
+    """
+    said = association.__dict__
+    if threading.current_thread() is association or "paused" not in said or association._kill:
+        said["paused"] = is_paused
+
+
 def amend() -> None:
     """Have every association of this process take turns so: those that the node requests are pynetdicom's own."""
     Association._reactor_checkpoint = property(  # type: ignore[assignment]
         lambda self: self.__dict__["checkpoint"],
         lambda self, _event: self.__dict__.update(checkpoint=Checkpoint(self)),
     )
+    Association._is_paused = property(lambda self: self.__dict__["paused"], _say_paused)  # type: ignore[assignment]

@@ -46,3 +46,36 @@ def test_every_association_has_such_a_checkpoint_those_that_the_node_asks_for_to
     assert isinstance(first._reactor_checkpoint, Checkpoint)
     assert first._reactor_checkpoint is not second._reactor_checkpoint
     assert first._reactor_checkpoint.is_set()
+
+
+def test_only_its_own_thread_and_who_ends_it_say_whether_an_association_waits():
+    """pynetdicom serves a report in another thread, which says at its end that nobody waits."""
+    amend()
+    waits, goes_on, has_gone_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Serving(Association):
+        def run_reactor(self) -> None:
+            self._is_paused = True
+            waits.set()
+            self._reactor_checkpoint.wait()
+            has_gone_on.set()
+            goes_on.wait(10)
+
+    association = Serving(AE(), "requestor")
+    assert not association._is_paused
+    association._reactor_checkpoint.clear()
+    association.start()
+    assert waits.wait(10)
+
+    association._is_paused = False  # the report has been served
+    assert association._is_paused
+
+    association._reactor_checkpoint.set()
+    assert has_gone_on.wait(10)
+    association._is_paused = True  # another report is being served
+    assert not association._is_paused
+
+    association.kill()
+    assert association._is_paused
+    goes_on.set()
+    association.join(10)
