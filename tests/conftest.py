@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -50,16 +51,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def descriptors() -> Callable[[], int]:
-    """Return a function that counts this process's open descriptors, but those of garbage, of whichever test."""
+def descriptors() -> Callable[[Path], list[str]]:
+    """Return a function that lists what this process has open in or below a folder, garbage aside."""
 
-    def count() -> int:
+    def open_below(folder: Path) -> list[str]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
+            warnings.simplefilter("ignore", ResourceWarning)  # of what other tests have left
             gc.collect()
-        return len(os.listdir("/proc/self/fd"))
+        links = []
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # that of this look itself, or another thread's
+                links.append(os.readlink(entry))
+        return sorted(link for link in links if link.startswith(str(folder)))
 
-    return count
+    return open_below
 
 
 @pytest.fixture(scope="session")
