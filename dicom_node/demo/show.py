@@ -78,7 +78,7 @@ def run_demo(study: Path | None, output: Path) -> int:
         console.print(f"node [bold]DICOM_NODE[/bold] listens on 127.0.0.1:{port}; PACS plays the destination")
         _push(files, peer)
         ledger = Ledger(load(settings_path).ledger_url)
-        _follow(ledger)
+        follow(ledger)
         problems = missing(ledger.history.recent_jobs(limit=_MANY), ledger.history.results(limit=_MANY), pacs.kept())
         ledger.close()
         _conclude(pacs, files, output)
@@ -164,22 +164,22 @@ def _push(files: Sequence[Path], peer: Peer) -> None:
     console.print(f"  {len(parcels)} instances acknowledged in {seconds:.1f} s: each is on stable storage")
 
 
-def _follow(ledger: Ledger) -> None:
+def follow(ledger: Ledger) -> None:
     """Show each job's progress until nothing is left to do."""
     seen = 0
     tasks: dict[int, TaskID] = {}
     deadline = time.monotonic() + _WORK_TIMEOUT
     with _bars(counted=False) as progress:
         while time.monotonic() < deadline:
+            # a series is complete and its jobs are queued in one step: looked at in this order, it is never between
+            waiting = bool(ledger.arrivals.open_series()) or not ledger.history.recent_series(limit=1)
+            jobs = ledger.history.recent_jobs(limit=_MANY)
             for event in ledger.history.events_after(seen):
                 seen = event["event_id"]
                 _tell(progress, event)
-            jobs = ledger.history.recent_jobs(limit=100)
             for job in jobs:
                 _advance(progress, tasks, job)
-            if jobs and all(job["state"] in _ENDED for job in jobs) and not ledger.arrivals.open_series():
-                return
-            if not jobs and not ledger.arrivals.open_series() and ledger.history.recent_series(limit=1):
+            if not waiting and all(job["state"] in _ENDED for job in jobs):
                 return
             time.sleep(0.2)
     raise NodeError(f"the jobs did not end within {_WORK_TIMEOUT:.0f} s")
