@@ -235,10 +235,12 @@ def _commitment() -> Iterator[str]:
         "",
         *wrap(
             "A request (N-ACTION, action 1) is on record before it is answered 0x0000. Every instance is then looked "
-            "up, read again from the disk and compared with the SHA-256 of what was received. The report goes out on "
+            "up, read again from the disk and compared with the digest of what was received. The report goes out on "
             f"the association that asked, where that is still open after {settings.same_association_after:g} s "
             "(`commitment.same_association_after`), else on a new one, with role selection, to the `[peer.NAME]` that "
-            "bears the caller's AE title; it is repeated with growing pauses until it is taken. What has "
+            "bears the caller's AE title; it is repeated with growing pauses until it is taken. Reports on one "
+            "association go out one at a time; what the peer sends before it answers one, requests or the release, is "
+            "served meanwhile. What has "
             "been committed is kept for ever, or for the days that the operator has set as `retention.promise_days`; "
             "no other rule of retention deletes it before. A modality that deletes on commitment should know that "
             "period.",

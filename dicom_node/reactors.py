@@ -75,6 +75,7 @@ class Provider(DULServiceProvider):
         """Take the place of the association's own."""
         self._bell = Bell()
         self._is_killed = False
+        self.sending = threading.Lock()  # held while the parts of one message are queued
         super().__init__(association)
         self.awake = threading.Event()  # something is there for the association's thread
         self.to_user_queue = Announced(self.awake)
@@ -83,6 +84,10 @@ class Provider(DULServiceProvider):
         """Queue a primitive, and wake the thread that sends it."""
         super().send_pdu(primitive)
         self._bell.ring()
+
+    def _process_recv_primitive(self) -> bool:
+        with self.sending:
+            return super()._process_recv_primitive()
 
     @property
     def _kill_thread(self) -> bool:
@@ -172,12 +177,9 @@ class Reactor(Association):
     def _run_reactor(self) -> None:
         """Serve what comes; the order is pynetdicom's own."""
         provider: Any = self.dul
-        self._is_paused = False
         while not self._kill:
-            self._is_paused = True
             provider.awake.wait(_LONGEST_WAIT)
             provider.awake.clear()
-            self._reactor_checkpoint.wait()
             while not self._kill and self._serve_next():
                 pass
             if self._kill or self._has_ended():

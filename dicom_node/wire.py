@@ -7,6 +7,9 @@ classes here stand in the places that it offers for its own.
 
 from __future__ import annotations
 
+import itertools
+import math
+import queue
 import socket
 import threading
 import time
@@ -38,6 +41,7 @@ _LARGEST_OTHER = 1 << 16  # bytes of any other PDU but P-DATA-TF
 _SLACK = 1024  # bytes by which a sender may have miscounted its P-DATA-TF
 _PIECE = 1 << 18
 _A_ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"  # by the service provider: invalid PDU parameter (PS3.8 9.3.8)
+_GLANCE = 0.05  # seconds, after which who waits for an answer looks whether the association has ended
 _LINGER = 0.02  # seconds for the next request of a series to come, before the thread looks at anything else
 
 
@@ -219,7 +223,11 @@ class GuardedProvider(Provider):
 
 
 class GuardedMessages(DIMSEServiceProvider):
-    """Messages of limited size: a command set that does not end ends the association, a data set is not kept."""
+    """Messages of limited size: a command set that does not end ends the association, a data set is not kept.
+
+    An answer goes to who asked for it, past the requests that the association's thread serves: pynetdicom has one queue
+    for both, takes a request that crosses with what it asked for a bad answer, and aborts.
+    """
 
     def __init__(self, association: Association, room: Room) -> None:
         """Take the place of the association's own; data sets find `room`, or are not kept."""
@@ -228,6 +236,30 @@ class GuardedMessages(DIMSEServiceProvider):
         self._command = 0
         self.is_reporting = False  # an N-EVENT-REPORT is being answered, in a thread of its own as pynetdicom has it
         self.msg_queue = Announced(cast(Any, association.dul).awake)
+        self._asking = threading.Lock()
+        self._message_ids = itertools.count(1)
+        self._asked: tuple[int, queue.SimpleQueue[Any]] | None = None  # the Message ID, and where its answer goes
+
+    def ask(self, request: Any, context_id: int) -> Any | None:
+        """Send a request of the node's own, one at a time (PS3.7 D.3.3.3), and return its answer.
+
+        None where the association ends first, or no answer comes in time.
+        """
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._asking:
+            request.MessageID = next(self._message_ids) & 0xFFFF
+            self._asked = request.MessageID, answers
+            self.send_msg(request, context_id)
+            deadline = time.monotonic() + (self.dimse_timeout or math.inf)
+            while self.assoc.is_established and time.monotonic() < deadline:
+                with suppress(queue.Empty):
+                    return answers.get(timeout=_GLANCE)
+        return None
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Send a message; no other comes between its parts, whichever thread sends it."""
+        with cast(Provider, self.dul).sending:
+            super().send_msg(primitive, context_id)
 
     def get_msg(self, block: bool = False) -> Any:
         """Take the next message, and let the next be read."""
@@ -269,6 +301,8 @@ class GuardedMessages(DIMSEServiceProvider):
         if isinstance(request, N_EVENT_REPORT) and request.is_valid_request:
             self.is_reporting = True
             threading.Thread(target=self._answer, args=(request, context_id), daemon=True).start()
+        elif (asked := self._asked) is not None and request.MessageIDBeingRespondedTo == asked[0]:
+            asked[1].put(request)
         else:
             self.msg_queue.put((context_id, request))
 

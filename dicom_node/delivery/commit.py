@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 from pydicom import Dataset
+from pydicom.uid import UID
 from pynetdicom import evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.dsutils import encode
 
 from dicom_node.collecting import is_dropped
 from dicom_node.commitment import (
@@ -30,7 +33,6 @@ from dicom_node.delivery.cstore import IMPLICIT, Associated
 from dicom_node.errors import PeerBusy, PeerRefused
 from dicom_node.services import Status
 
-_PAUSE = 5.0  # seconds for pynetdicom's reactor to stand still; it looks a thousand times a second
 _POLL = 0.05
 
 
@@ -127,36 +129,38 @@ def report(peer: Peer, said: Report, *, ae_title: str, timing: DeliveryTable) ->
     """
     contexts = [(STORAGE_COMMITMENT, IMPLICIT)]
     with Associated(peer, contexts, ae_title=ae_title, timing=timing, as_scp=True) as association:
-        _send_report(association, said)
+        try:
+            response, _ = association.send_n_event_report(
+                report_dataset(said), said.event_type_id, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise PeerBusy(f"the association broke: {type(error).__name__}") from error
+        _judge(response, "N-EVENT-REPORT")
 
 
 def report_on(association: Association, said: Report) -> None:
-    """Send an N-EVENT-REPORT on the association that the request came on; raise PeerBusy where it has ended.
+    """Send an N-EVENT-REPORT on the association that the request came on; raise PeerBusy where it ends meanwhile.
 
-    pynetdicom's own way waits for its reactor without end, even for one that has ended meanwhile.
+    Whatever its peer sends before it answers is served as ever: the next request, say, or the release.
     """
-    association._reactor_checkpoint.clear()
-    try:
-        deadline = time.monotonic() + _PAUSE
-        while not association._is_paused:
-            if not association.is_established or time.monotonic() > deadline:
-                raise PeerBusy("the association that asked has ended")
-            time.sleep(0.001)
-        if not association.is_established or association.dul.peek_next_pdu() is not None:
-            raise PeerBusy("the association that asked is being released")
-        _send_report(association, said)
-    finally:
-        association._reactor_checkpoint.set()
+    context = next((each for each in association.accepted_contexts if each.abstract_syntax == STORAGE_COMMITMENT), None)
+    if context is None or not association.is_established or association.dul.peek_next_pdu() is not None:
+        raise PeerBusy("the association that asked is being released")
+    request = event_report(said, UID(context.transfer_syntax[0]))
+    response = cast(Any, association.dimse).ask(request, context.context_id)
+    _judge({} if response is None else {"Status": response.Status}, "N-EVENT-REPORT")
 
 
-def _send_report(association: Association, said: Report) -> None:
-    try:
-        response, _ = association.send_n_event_report(
-            report_dataset(said), said.event_type_id, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise PeerBusy(f"the association broke: {type(error).__name__}") from error
-    _judge(response, "N-EVENT-REPORT")
+def event_report(said: Report, transfer_syntax_uid: UID) -> N_EVENT_REPORT:
+    """Return the request that carries a report (PS3.7 10.1.1, PS3.4 J.3.3), all but its Message ID."""
+    syntax = transfer_syntax_uid
+    information = encode(report_dataset(said), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+    request = N_EVENT_REPORT()
+    request.AffectedSOPClassUID = UID(STORAGE_COMMITMENT)
+    request.AffectedSOPInstanceUID = UID(STORAGE_COMMITMENT_INSTANCE)
+    request.EventTypeID = said.event_type_id
+    request.EventInformation = BytesIO(information or b"")
+    return request
 
 
 _AGAIN = frozenset({0x0110, 0x0213})  # processing failure, resource limitation (PS3.7 Annex C)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 import urllib.request
 
@@ -55,6 +56,7 @@ class Modality:
 
     def __init__(self, *, answer=lambda: 0x0000) -> None:
         self.reports: list[tuple[str, int, Report]] = []
+        self.asked = 0  # how often it was to take one
         self._answer = answer
         self.entity = AE(ae_title="MODALITY")
         self.entity.acse_timeout = self.entity.dimse_timeout = 5
@@ -64,6 +66,7 @@ class Modality:
 
     def handlers(self, where: str):
         def take(event):
+            self.asked += 1
             status = self._answer()
             if status == 0x0000:
                 self.reports.append((where, event.request.EventTypeID, report_of(event)))
@@ -163,6 +166,47 @@ def test_a_modality_that_leaves_gets_the_report_on_a_new_association(promising_n
     where, event_type, report = scanner.reports[0]
     assert (where, event_type) == ("new", 2)
     assert report == Report("1.2.840.1", (reference(1),), {NEVER_SENT: 0x0112})
+
+
+def test_what_crosses_with_a_report_is_served_and_the_report_is_taken(promising_node, modality, eventually):
+    """A modality may go on storing and asking before it answers: only its own next request waits for its answer."""
+    has_asked = threading.Event()
+    scanner = modality(answer=lambda: 0x0000 if has_asked.wait(10) else 0x0110)
+    _, port = promising_node()
+    association = scanner.associate(port)
+    stored(association, 1)
+    assert scanner.ask(association, reference(1)) == 0x0000
+    eventually(lambda: scanner.asked)
+
+    stored(association, 2)
+    assert scanner.ask(association, reference(2), transaction_uid="1.2.840.2") == 0x0000
+    assert scanner.ask(association, reference(1), transaction_uid="1.2.840.3") == 0x0000
+    has_asked.set()
+    eventually(lambda: len(scanner.reports) == 3)
+
+    assert association.is_established
+    association.release()
+    assert {where for where, _, _ in scanner.reports} == {"same"}
+    assert sorted((report for _, _, report in scanner.reports), key=lambda report: report.transaction_uid) == [
+        Report("1.2.840.1", (reference(1),), {}),
+        Report("1.2.840.2", (reference(2),), {}),
+        Report("1.2.840.3", (reference(1),), {}),
+    ]
+
+
+def test_a_modality_that_releases_instead_of_answering_is_not_kept_waiting(promising_node, modality, eventually):
+    has_left = threading.Event()
+    scanner = modality(answer=lambda: 0x0000 if has_left.wait(10) else 0x0110)
+    _, port = promising_node(scanner.port)
+    association = scanner.associate(port)
+    stored(association, 1)
+    assert scanner.ask(association, reference(1)) == 0x0000
+    eventually(lambda: scanner.asked)
+
+    association.release()
+    assert association.is_released
+    has_left.set()
+    eventually(lambda: [where for where, _, _ in scanner.reports if where == "new"])
 
 
 def test_bytes_that_are_no_longer_what_was_received_are_not_promised(promising_node, modality, eventually, tmp_path):
