@@ -243,7 +243,7 @@ class GuardedMessages(DIMSEServiceProvider):
     def ask(self, request: Any, context_id: int) -> Any | None:
         """Send a request of the node's own, one at a time (PS3.7 D.3.3.3), and return its answer.
 
-        None where the association ends first, or no answer comes in time.
+        None where the association ends first, or where no answer comes in time, which ends it.
         """
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with self._asking:
@@ -254,6 +254,8 @@ class GuardedMessages(DIMSEServiceProvider):
             while self.assoc.is_established and time.monotonic() < deadline:
                 with suppress(queue.Empty):
                     return answers.get(timeout=_GLANCE)
+            if self.assoc.is_established:
+                self.assoc.abort()  # whoever is to ask next would wait as long
         return None
 
     def send_msg(self, primitive: Any, context_id: int) -> None:

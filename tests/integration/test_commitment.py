@@ -209,6 +209,22 @@ def test_a_modality_that_releases_instead_of_answering_is_not_kept_waiting(promi
     eventually(lambda: [where for where, _, _ in scanner.reports if where == "new"])
 
 
+def test_a_modality_that_does_not_answer_loses_the_association(promising_node, modality, eventually):
+    may_answer = threading.Event()
+    scanner = modality(answer=lambda: 0x0000 if may_answer.wait(10) else 0x0110)
+    scp, port = promising_node(scanner.port)
+    association = scanner.associate(port)
+    stored(association, 1)
+    (opened,) = scp._associations.listed()
+    opened.association.dimse_timeout = 0.5
+
+    assert scanner.ask(association, reference(1)) == 0x0000
+    eventually(lambda: association.is_aborted)
+    may_answer.set()
+
+    eventually(lambda: [where for where, _, _ in scanner.reports if where == "new"])
+
+
 def test_bytes_that_are_no_longer_what_was_received_are_not_promised(promising_node, modality, eventually, tmp_path):
     scanner = modality()
     _, port = promising_node()
