@@ -9,13 +9,13 @@ from pydicom import dcmread
 from dicom_node.demo.picture import draw
 from dicom_node.demo.reading import frame_segments, read_report
 from dicom_node.results import encode_all
-from tests.conformance.cases import context, make_case, manifest
+from tests.conformance.cases import context, manifest
 from workers.findings_of import findings_of
 from workers.prediction import Detection, Prediction
 
 
-def test_a_finding_on_a_single_slice_is_read_and_drawn(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_a_finding_on_a_single_slice_is_read_and_drawn(case_of, tmp_path):
+    case = case_of("axial")
     instances = np.zeros(case.volume.grid.values.shape, np.uint16)
     instances[4, 10:15, 20:27] = 1
     found = Detection("nodule", ((4, 5), (10, 15), (20, 27)), (4.0, 12.0, 23.0), 0.9, 1, "right", {"diameter": 9.0})

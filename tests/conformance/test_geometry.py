@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from tests.conformance.cases import GEOMETRIES, encode_case, encoded, enhanced_from, make_case, point_of
+from tests.conformance.cases import GEOMETRIES, encode_case, encoded, enhanced_from, point_of
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_the_grid_runs_to_head_back_and_left(tmp_path, geometry):
-    case = make_case(tmp_path, geometry)
+def test_the_grid_runs_to_head_back_and_left(case_of, geometry):
+    case = case_of(geometry)
 
     directions = case.volume.grid.directions
 
@@ -25,8 +25,8 @@ def test_the_grid_runs_to_head_back_and_left(tmp_path, geometry):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_a_voxel_of_the_grid_is_the_pixel_of_the_source_at_the_same_point(tmp_path, geometry):
-    case = make_case(tmp_path, geometry)
+def test_a_voxel_of_the_grid_is_the_pixel_of_the_source_at_the_same_point(case_of, geometry):
+    case = case_of(geometry)
     volume = case.volume
     numbers = np.arange(volume.grid.values.size, dtype=np.int64).reshape(volume.grid.values.shape)
     on_source = volume.to_source(numbers)
@@ -44,8 +44,8 @@ def test_a_voxel_of_the_grid_is_the_pixel_of_the_source_at_the_same_point(tmp_pa
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_the_values_of_the_grid_are_those_of_the_source(tmp_path, geometry):
-    case = make_case(tmp_path, geometry)
+def test_the_values_of_the_grid_are_those_of_the_source(case_of, geometry):
+    case = case_of(geometry)
 
     np.testing.assert_array_equal(case.volume.to_source(case.volume.grid.values), _sorted_hu(case))
 
@@ -58,9 +58,9 @@ def _sorted_hu(case):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_the_right_lung_is_on_the_right(tmp_path, geometry):
+def test_the_right_lung_is_on_the_right(case_of, geometry):
     """The phantom's right lung has negative x in the patient, however the pixels lie."""
-    case = make_case(tmp_path, geometry)
+    case = case_of(geometry)
     truth = case.phantom.right[[int(path.stem) for path in case.paths]]
     order = [
         [str(dcmread(path).SOPInstanceUID) for path in case.paths].index(
@@ -83,8 +83,8 @@ def as_highdicom_reads(segmentation):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_highdicom_reads_the_mask_back_slice_by_slice(tmp_path, geometry):
-    case = make_case(tmp_path, geometry)
+def test_highdicom_reads_the_mask_back_slice_by_slice(case_of, geometry):
+    case = case_of(geometry)
 
     for segmentation, labels in zip(case.of("seg"), case.findings.labels, strict=True):
         read = as_highdicom_reads(segmentation).get_pixels_by_source_instance(
@@ -97,8 +97,8 @@ def test_highdicom_reads_the_mask_back_slice_by_slice(tmp_path, geometry):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_every_frame_lies_where_its_source_image_lies(tmp_path, geometry):
-    case = make_case(tmp_path, geometry)
+def test_every_frame_lies_where_its_source_image_lies(case_of, geometry):
+    case = case_of(geometry)
     positions = {str(d.SOPInstanceUID): np.array(d.ImagePositionPatient, float) for d in case.volume.source.datasets}
 
     for segmentation in case.of("seg"):
@@ -111,9 +111,9 @@ def test_every_frame_lies_where_its_source_image_lies(tmp_path, geometry):
 
 @pytest.mark.peer("segimage2itkimage")
 @pytest.mark.parametrize("geometry", ["axial", "reversed", "prone", "oblique", "coronal", "sagittal"])
-def test_dcmqi_reads_the_mask_back_at_the_right_points(tmp_path, tool, geometry):
+def test_dcmqi_reads_the_mask_back_at_the_right_points(case_of, tmp_path, tool, geometry):
     """The reader of 3D Slicer: each voxel of each segment, compared as a point of the patient."""
-    case = make_case(tmp_path, geometry)
+    case = case_of(geometry)
     seg, *_ = case.written(tmp_path / "results")
 
     done = subprocess.run(
@@ -158,8 +158,8 @@ def _nrrd_points(path):
     return origin + np.argwhere(voxels)[:, ::-1] @ np.array(vectors)
 
 
-def test_an_enhanced_object_with_shuffled_frames_is_the_same_volume(tmp_path):
-    classic = make_case(tmp_path, "axial")
+def test_an_enhanced_object_with_shuffled_frames_is_the_same_volume(case_of, tmp_path):
+    classic = case_of("axial")
     path = enhanced_from(classic.paths, tmp_path)
 
     case = encode_case(classic.phantom, [path])
@@ -177,9 +177,9 @@ def test_an_enhanced_object_with_shuffled_frames_is_the_same_volume(tmp_path):
         np.testing.assert_array_equal(read, labels)
 
 
-def test_a_shift_by_one_slice_would_be_noticed(tmp_path):
+def test_a_shift_by_one_slice_would_be_noticed(case_of):
     """The control of the tests above: they compare places, not shapes."""
-    case = make_case(tmp_path, "axial")
+    case = case_of("axial")
     labels = case.findings.labels[0]
 
     assert not np.array_equal(np.roll(labels, 1, axis=0), labels)

@@ -26,7 +26,7 @@ from dicom_node.results import ORDER, encode_all
 from dicom_node.results.contours import contours
 from dicom_node.results.page import page
 from dicom_node.selfcheck import require_sound
-from tests.conformance.cases import GEOMETRIES, SMALL, context, encode_case, encoded, enhanced_from, make_case
+from tests.conformance.cases import GEOMETRIES, SMALL, context, encode_case, encoded, enhanced_from
 from tests.conftest import ROOT
 
 FORMS = (Form(), Form("LABELMAP"), UNSEGMENTED, Form("BINARY", 3))
@@ -128,10 +128,9 @@ def cine(folder: Path) -> Path:
     return folder / "us.dcm"
 
 
-def flat_case(folder: Path, path: Path):
+def flat_case(path: Path, volume: Findings):
     """The findings of an axial case, moved to the first frames of a source without a place in the patient."""
     source = read_source([path])
-    volume = make_case(folder).findings
     count = len(source.frames)
     first = volume.findings[0].box.frame
     labels = tuple(array[first : first + count] for array in volume.labels)
@@ -145,15 +144,17 @@ def flat_case(folder: Path, path: Path):
     return source, replace(volume, labels=labels, segments=segments, findings=findings)
 
 
-@pytest.fixture(params=["axial", "sagittal", "tilted", "enhanced", "projection", "cine"])
-def said(request, tmp_path):
+@pytest.fixture(scope="module", params=["axial", "sagittal", "tilted", "enhanced", "projection", "cine"])
+def said(case_of, request, tmp_path_factory):
     """A source, what was found in it, and every result of it."""
+    folder = tmp_path_factory.mktemp(request.param)
     if request.param in ("projection", "cine"):
-        source, findings = flat_case(tmp_path, {"projection": projection, "cine": cine}[request.param](tmp_path))
+        path = {"projection": projection, "cine": cine}[request.param](folder)
+        source, findings = flat_case(path, case_of().findings)
     else:
-        case = make_case(tmp_path, "axial" if request.param == "enhanced" else request.param)
+        case = case_of("axial" if request.param == "enhanced" else request.param)
         if request.param == "enhanced":
-            case = encode_case(case.phantom, [enhanced_from(case.paths, tmp_path)])
+            case = encode_case(case.phantom, [enhanced_from(case.paths, folder)])
         source, findings = case.volume.source, case.findings
     findings = with_map(findings, source)
     return request.param, source, findings, every_kind(source, findings, context())
@@ -224,8 +225,8 @@ def frame_of(source, place):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_structure_sets_lie_in_the_patient_where_the_mask_does(geometry, tmp_path):
-    case = make_case(tmp_path, geometry)
+def test_structure_sets_lie_in_the_patient_where_the_mask_does(case_of, geometry):
+    case = case_of(geometry)
     source, findings = case.volume.source, case.findings
     (made,) = (result.dataset for result in encode_all(("rtstruct",), findings, source, context()))
     for segment, region in zip(findings.segments, made.ROIContourSequence, strict=True):
@@ -243,8 +244,8 @@ def test_structure_sets_lie_in_the_patient_where_the_mask_does(geometry, tmp_pat
         assert np.array_equal(drawn, findings.labels[segment.layer] == segment.value)
 
 
-def test_label_maps_hold_the_mask_and_describe_the_background_last(tmp_path):
-    case = make_case(tmp_path)
+def test_label_maps_hold_the_mask_and_describe_the_background_last(case_of, tmp_path):
+    case = case_of()
     results = encode_all(("seg",), case.findings, case.volume.source, context(), (Form("LABELMAP"),))
     for result, layer in zip(results, case.findings.layers, strict=True):
         made = hd.seg.segread(encoded_file(result.dataset, tmp_path))
@@ -269,8 +270,8 @@ def encoded_file(dataset, folder):
 
 
 @pytest.mark.peer("segimage2itkimage")
-def test_dcmqi_reads_a_label_map(tmp_path, tool):
-    case = make_case(tmp_path)
+def test_dcmqi_reads_a_label_map(case_of, tmp_path, tool):
+    case = case_of()
     (first, *_) = encode_all(("seg",), case.findings, case.volume.source, context(), (Form("LABELMAP"),))
     out = tmp_path / "out"
     out.mkdir()
@@ -283,8 +284,8 @@ def test_dcmqi_reads_a_label_map(tmp_path, tool):
     assert list(out.glob("*.nrrd"))
 
 
-def test_a_segmentation_of_too_many_frames_becomes_one_for_each_structure(tmp_path):
-    case = make_case(tmp_path)
+def test_a_segmentation_of_too_many_frames_becomes_one_for_each_structure(case_of):
+    case = case_of()
     results = encode_all(("seg", "sr"), case.findings, case.volume.source, context(), (Form("BINARY", 3),))
     objects = [result.dataset for result in results if result.kind == "seg"]
 
@@ -294,8 +295,8 @@ def test_a_segmentation_of_too_many_frames_becomes_one_for_each_structure(tmp_pa
     require_sound([encoded(result.dataset) for result in results], case.volume.source)
 
 
-def test_a_map_holds_the_probabilities(tmp_path):
-    case = make_case(tmp_path)
+def test_a_map_holds_the_probabilities(case_of):
+    case = case_of()
     findings = with_map(case.findings, case.volume.source)
     (made,) = (result.dataset for result in encode_all(("pm",), findings, case.volume.source, context()))
     values = np.frombuffer(made.FloatPixelData, np.float32).reshape(findings.maps[0].values.shape)
@@ -311,8 +312,8 @@ def test_a_map_holds_the_probabilities(tmp_path):
 # -- the picture --------------------------------------------------------------------------------------------------
 
 
-def test_the_picture_shows_the_right_lung_on_the_left_and_the_box_in_its_colour(tmp_path):
-    case = make_case(tmp_path)
+def test_the_picture_shows_the_right_lung_on_the_left_and_the_box_in_its_colour(case_of):
+    case = case_of()
     shown = page(case.findings, case.volume.source, context())[70:1130, :1110].astype(int)
     organ = next(segment for segment in case.findings.segments if segment.label == "Right lung")
     plain = page(Findings(looked_for=case.findings.looked_for), case.volume.source, context())
@@ -325,8 +326,8 @@ def test_the_picture_shows_the_right_lung_on_the_left_and_the_box_in_its_colour(
     assert plain.shape == (1200, 1600, 3)
 
 
-def test_the_disclaimer_is_in_the_pixels(tmp_path):
-    case = make_case(tmp_path)
+def test_the_disclaimer_is_in_the_pixels(case_of):
+    case = case_of()
     one = page(case.findings, case.volume.source, context(disclaimer="Not for diagnosis."))
     two = page(case.findings, case.volume.source, context(disclaimer=""))
     rows = np.flatnonzero((one != two).any(axis=(1, 2)))
@@ -335,8 +336,8 @@ def test_the_disclaimer_is_in_the_pixels(tmp_path):
     assert rows.min() > 1136  # the bar at the bottom, nowhere else
 
 
-def test_a_capture_is_marked_as_burned_in_derived_and_secondary(tmp_path):
-    case = make_case(tmp_path)
+def test_a_capture_is_marked_as_burned_in_derived_and_secondary(case_of):
+    case = case_of()
     (made,) = (result.dataset for result in encode_all(("sc",), case.findings, case.volume.source, context()))
     shown = {str(item.ReferencedSOPInstanceUID) for item in made.SourceImageSequence}
 
@@ -346,15 +347,15 @@ def test_a_capture_is_marked_as_burned_in_derived_and_secondary(tmp_path):
     assert context().disclaimer in made.DerivationDescription
 
 
-def test_a_negative_result_has_a_picture_and_no_presentation_state(tmp_path):
-    case = make_case(tmp_path, organs=False, found=False)
+def test_a_negative_result_has_a_picture_and_no_presentation_state(case_of):
+    case = case_of(organs=False, found=False)
     results = encode_all(ORDER, case.findings, case.volume.source, context())
 
     assert {result.kind for result in results} == {"sr", "sc"}
 
 
-def test_a_source_without_pixels_is_refused_a_picture(tmp_path):
-    case = make_case(tmp_path)
+def test_a_source_without_pixels_is_refused_a_picture(case_of):
+    case = case_of()
     with pytest.raises(ResultRefused, match="pixels"):
         encode_all(("sc",), case.findings, replace(case.volume.source, pixels=None), context())
 
@@ -362,8 +363,8 @@ def test_a_source_without_pixels_is_refused_a_picture(tmp_path):
 # -- told apart ---------------------------------------------------------------------------------------------------
 
 
-def test_a_partial_answer_says_so_and_a_whole_one_does_not(tmp_path):
-    case = make_case(tmp_path)
+def test_a_partial_answer_says_so_and_a_whole_one_does_not(case_of):
+    case = case_of()
     partial = replace(case.findings, incomplete=("the upper lobes are not in the images",))
     flags = {}
     for name, findings in (("whole", case.findings), ("partial", partial)):
@@ -388,8 +389,8 @@ def moved(results, kind):
 
 
 @pytest.mark.parametrize("kind", ["gsps", "rtstruct"])
-def test_a_line_beside_its_image_is_stopped(tmp_path, kind):
-    case = make_case(tmp_path)
+def test_a_line_beside_its_image_is_stopped(case_of, kind):
+    case = case_of()
     results = encode_all((kind,), case.findings, case.volume.source, context())
     require_sound([encoded(result.dataset) for result in results], case.volume.source)
     with pytest.raises(ResultRefused, match="outside its image"):

@@ -8,14 +8,14 @@ import pytest
 
 from dicom_node.findings import Code
 from dicom_node.results import encode_all
-from tests.conformance.cases import context, make_case
+from tests.conformance.cases import context
 from tests.conformance.test_results import complaints, groups_of
 
 FRACTURE = Code("125605004", "SCT", "Fracture of bone")
 
 
-def test_organs_and_a_negative_answer_are_two_reports(tmp_path):
-    case = make_case(tmp_path, found=False)
+def test_organs_and_a_negative_answer_are_two_reports(case_of):
+    case = case_of(found=False)
 
     drawn, negative = case.of("sr")
 
@@ -30,8 +30,8 @@ def meanings(group):
     return codes & {"Nodule", "Absent", "Fracture of bone"}
 
 
-def test_one_thing_found_and_another_not_are_two_reports(tmp_path):
-    case = make_case(tmp_path)
+def test_one_thing_found_and_another_not_are_two_reports(case_of):
+    case = case_of()
     wider = replace(case.findings, looked_for=(*case.findings.looked_for, FRACTURE))
 
     results = encode_all(("seg", "sr"), wider, case.volume.source, context())
@@ -42,9 +42,9 @@ def test_one_thing_found_and_another_not_are_two_reports(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [{}, {"found": False}, {"organs": False}, {"organs": False, "found": False}])
-def test_no_report_mixes_groups_that_draw_with_groups_that_do_not(tmp_path, kind):
+def test_no_report_mixes_groups_that_draw_with_groups_that_do_not(case_of, kind):
     """One widespread viewer loses every group that stands before one without coordinates."""
-    for report in make_case(tmp_path, **kind).of("sr"):
+    for report in case_of(**kind).of("sr"):
         drawn, others = set(), set()
         for group in groups_of(report):
             uid = next(item.UID for item in group.ContentSequence if item.ValueType == "UIDREF")
@@ -54,10 +54,10 @@ def test_no_report_mixes_groups_that_draw_with_groups_that_do_not(tmp_path, kind
 
 @pytest.mark.peer("dciodvfy")
 @pytest.mark.peer("tid1500reader")
-def test_the_validators_take_both_reports(tmp_path, tool):
+def test_the_validators_take_both_reports(case_of, tmp_path, tool):
     import subprocess
 
-    for path in make_case(tmp_path, found=False).written(tmp_path / "results"):
+    for path in case_of(found=False).written(tmp_path / "results"):
         assert complaints(tool("dciodvfy"), path) == []
         if path.name.startswith("sr"):
             done = subprocess.run(

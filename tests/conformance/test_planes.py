@@ -70,8 +70,8 @@ def assert_same(case, monkeypatch, form) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_every_element_is_the_same_in_every_geometry(tmp_path, monkeypatch, geometry):
-    assert_same_in_every_form(make_case(tmp_path, geometry), monkeypatch)
+def test_every_element_is_the_same_in_every_geometry(case_of, monkeypatch, geometry):
+    assert_same_in_every_form(case_of(geometry), monkeypatch)
 
 
 @pytest.mark.parametrize("size", [(40, 48), (39, 51)], ids=["whole bytes a row", "no whole bytes a frame"])
@@ -115,8 +115,8 @@ def test_a_label_map_of_frames_of_an_odd_size_is_written(tmp_path, slices):
 
 
 @pytest.mark.parametrize("form", [Form("BINARY"), Form("LABELMAP")])
-def test_what_is_too_long_for_native_pixel_data_is_one_segmentation_for_each_structure(tmp_path, monkeypatch, form):
-    case = make_case(tmp_path, "axial")
+def test_what_is_too_long_for_native_pixel_data_is_one_segmentation_for_each_structure(case_of, monkeypatch, form):
+    case = case_of("axial")
     layers, whole = Layers(case.findings), written(case, form)
     frames = [layers[each.layer].count(each.value) for each in case.findings.segments]
     image = case.volume.source.datasets[0]
@@ -135,8 +135,8 @@ def test_what_is_too_long_for_native_pixel_data_is_one_segmentation_for_each_str
         written(case, form)
 
 
-def test_a_series_of_two_slices_is_left_to_highdicom(tmp_path):
-    case = make_case(tmp_path)
+def test_a_series_of_two_slices_is_left_to_highdicom(case_of):
+    case = case_of()
 
     def of_the_first(count):
         source = case.volume.source
@@ -154,8 +154,8 @@ def edited(source, edit):
     return replace(source, datasets=datasets, known=None)
 
 
-def test_no_header_is_made_ready_only_to_see_that_all_are_alike(tmp_path, monkeypatch):
-    headers = prepared(edited(make_case(tmp_path).volume.source, lambda number, dataset: None))
+def test_no_header_is_made_ready_only_to_see_that_all_are_alike(case_of, monkeypatch):
+    headers = prepared(edited(case_of().volume.source, lambda number, dataset: None))
     monkeypatch.setattr(Images, "make", lambda self, number: pytest.fail(f"header {number} is made ready"))
 
     assert len(headers.instances) > 10
@@ -177,7 +177,7 @@ def test_no_header_is_made_ready_only_to_see_that_all_are_alike(tmp_path, monkey
         ("SliceThickness", 7, True),
     ],
 )
-def test_one_header_that_says_something_else(tmp_path, keyword, value, expected):
+def test_one_header_that_says_something_else(case_of, keyword, value, expected):
     def edit(number, dataset):
         if number != 2:
             return
@@ -186,19 +186,19 @@ def test_one_header_that_says_something_else(tmp_path, keyword, value, expected)
         else:
             setattr(dataset, keyword, value)
 
-    assert planes.is_series_of_planes(prepared(edited(make_case(tmp_path).volume.source, edit))) is expected
+    assert planes.is_series_of_planes(prepared(edited(case_of().volume.source, edit))) is expected
 
 
 @pytest.mark.parametrize(("keyword", "expected"), [("FrameOfReferenceUID", True), ("ImageOrientationPatient", False)])
-def test_what_no_header_says(tmp_path, keyword, expected):
+def test_what_no_header_says(case_of, keyword, expected):
     def edit(number, dataset):
         del dataset[keyword]
 
-    assert planes.is_series_of_planes(prepared(edited(make_case(tmp_path).volume.source, edit))) is expected
+    assert planes.is_series_of_planes(prepared(edited(case_of().volume.source, edit))) is expected
 
 
-def test_of_a_plain_series_only_the_headers_of_key_images_are_read(tmp_path, monkeypatch):
-    case = make_case(tmp_path, "axial")
+def test_of_a_plain_series_only_the_headers_of_key_images_are_read(case_of, monkeypatch):
+    case = case_of("axial")
     source = load(case.paths).source
     read = []
     original = plain.read_header

@@ -29,8 +29,8 @@ KINDS = {
 
 
 @pytest.fixture(params=KINDS)
-def case(request, tmp_path):
-    return make_case(tmp_path, "axial", **KINDS[request.param])
+def case(case_of, request):
+    return case_of("axial", **KINDS[request.param])
 
 
 def complaints(tool: str, *paths) -> list[str]:
@@ -50,16 +50,16 @@ def test_dciodvfy_has_nothing_to_say(case, tmp_path, tool):
 
 @pytest.mark.peer("dciodvfy")
 @pytest.mark.parametrize("geometry", ["oblique", "tilted", "uneven", "sagittal"])
-def test_dciodvfy_has_nothing_to_say_about_any_geometry(tmp_path, tool, geometry):
-    case = make_case(tmp_path, geometry)
+def test_dciodvfy_has_nothing_to_say_about_any_geometry(case_of, tmp_path, tool, geometry):
+    case = case_of(geometry)
 
     for path in case.written(tmp_path / "results"):
         assert complaints(tool("dciodvfy"), path) == []
 
 
 @pytest.mark.peer("dciodvfy")
-def test_dciodvfy_has_nothing_to_say_about_results_of_an_enhanced_object(tmp_path, tool):
-    classic = make_case(tmp_path, "axial")
+def test_dciodvfy_has_nothing_to_say_about_results_of_an_enhanced_object(case_of, tmp_path, tool):
+    classic = case_of("axial")
     case = encode_case(classic.phantom, [enhanced_from(classic.paths, tmp_path)])
 
     for path in case.written(tmp_path / "results"):
@@ -67,9 +67,9 @@ def test_dciodvfy_has_nothing_to_say_about_results_of_an_enhanced_object(tmp_pat
 
 
 @pytest.mark.peer("dciodvfy")
-def test_the_validator_would_complain(tmp_path, tool):
+def test_the_validator_would_complain(case_of, tmp_path, tool):
     """The control of the tests above."""
-    case = make_case(tmp_path, "axial")
+    case = case_of("axial")
     seg, *_ = case.written(tmp_path / "results")
     broken = dcmread(seg)
     del broken.ContentLabel
@@ -88,8 +88,8 @@ def test_dcentvfy_finds_every_reference(case, tmp_path, tool):
 
 
 @pytest.mark.peer("dsrdump")
-def test_dsrdump_reads_the_report_and_names_model_and_findings(tmp_path, tool):
-    case = make_case(tmp_path, "axial")
+def test_dsrdump_reads_the_report_and_names_model_and_findings(case_of, tmp_path, tool):
+    case = case_of("axial")
     report = case.written(tmp_path / "results")[-1]
 
     done = subprocess.run([tool("dsrdump"), "-q", report], capture_output=True, text=True)
@@ -100,8 +100,8 @@ def test_dsrdump_reads_the_report_and_names_model_and_findings(tmp_path, tool):
 
 
 @pytest.mark.peer("tid1500reader")
-def test_dcmqi_reads_every_measurement_as_the_model_made_it(tmp_path, tool):
-    case = make_case(tmp_path, "axial")
+def test_dcmqi_reads_every_measurement_as_the_model_made_it(case_of, tmp_path, tool):
+    case = case_of("axial")
     report = case.written(tmp_path / "results")[-1]
     output = tmp_path / "read.json"
 
@@ -128,8 +128,8 @@ def test_dcmqi_reads_every_measurement_as_the_model_made_it(tmp_path, tool):
 # -- the report ---------------------------------------------------------------------------------------------------
 
 
-def test_highdicom_reads_a_box_and_a_segment_for_everything(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_highdicom_reads_a_box_and_a_segment_for_everything(case_of, tmp_path):
+    case = case_of("axial")
     path = case.written(tmp_path / "results")[-1]
 
     content = srread(path).content
@@ -164,8 +164,8 @@ def test_a_box_carries_no_number_unless_the_number_has_its_own_coordinates(case)
                 ]
 
 
-def test_the_box_is_the_closed_outline_of_the_mask_on_its_slice(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_the_box_is_the_closed_outline_of_the_mask_on_its_slice(case_of):
+    case = case_of("axial")
     (report,) = case.of("sr")
     (finding,) = case.findings.findings
     mask = case.findings.labels[1][finding.box.frame] > 0
@@ -187,8 +187,8 @@ def test_the_box_is_the_closed_outline_of_the_mask_on_its_slice(tmp_path):
     assert image == case.volume.source.dataset_of(finding.box.frame).SOPInstanceUID
 
 
-def test_a_negative_study_has_a_report_that_says_so_and_no_seg(tmp_path):
-    case = make_case(tmp_path, "axial", organs=False, found=False)
+def test_a_negative_study_has_a_report_that_says_so_and_no_seg(case_of):
+    case = case_of("axial", organs=False, found=False)
 
     (report,) = case.of("sr")
 
@@ -215,8 +215,8 @@ def test_the_report_is_preliminary_unverified_and_made_by_a_device(case):
     assert observers == ["Device"]
 
 
-def test_evidence_lists_the_images_before_the_segmentation(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_evidence_lists_the_images_before_the_segmentation(case_of):
+    case = case_of("axial")
     (report,) = case.of("sr")
 
     series = [
@@ -226,8 +226,8 @@ def test_evidence_lists_the_images_before_the_segmentation(tmp_path):
     assert series[0] == case.volume.source.datasets[0].SeriesInstanceUID
 
 
-def test_a_later_report_names_the_one_that_it_supersedes(tmp_path):
-    study = make_case(tmp_path, "axial").volume.source.datasets[0].StudyInstanceUID
+def test_a_later_report_names_the_one_that_it_supersedes(case_of, tmp_path):
+    study = case_of("axial").volume.source.datasets[0].StudyInstanceUID
     earlier = Predecessor("1.2.840.10008.5.1.4.1.1.88.34", "1.2.3.4", "1.2.3", str(study))
 
     case = make_case(tmp_path, "axial", predecessors=(earlier,))
@@ -241,8 +241,8 @@ def test_a_later_report_names_the_one_that_it_supersedes(tmp_path):
 # -- the segmentation ---------------------------------------------------------------------------------------------
 
 
-def test_segments_are_numbered_without_a_gap_and_say_everything(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_segments_are_numbered_without_a_gap_and_say_everything(case_of):
+    case = case_of("axial")
 
     for segmentation in case.of("seg"):
         assert segmentation.SegmentationType == "BINARY"
@@ -256,8 +256,8 @@ def test_segments_are_numbered_without_a_gap_and_say_everything(tmp_path):
         assert len(segmentation.ReferencedSeriesSequence) == 1
 
 
-def test_sides_are_said_in_codes(tmp_path):
-    lungs, nodules = make_case(tmp_path, "axial").of("seg")
+def test_sides_are_said_in_codes(case_of):
+    lungs, nodules = case_of("axial").of("seg")
 
     sides = {
         segment.SegmentLabel: segment.SegmentedPropertyTypeCodeSequence[0]
@@ -270,8 +270,8 @@ def test_sides_are_said_in_codes(tmp_path):
     assert nodule.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning == "Right"
 
 
-def test_tracking_uids_are_the_same_in_seg_and_sr(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_tracking_uids_are_the_same_in_seg_and_sr(case_of):
+    case = case_of("axial")
     (report,) = case.of("sr")
 
     in_seg = {segment.TrackingUID for seg in case.of("seg") for segment in seg.SegmentSequence}
@@ -381,8 +381,8 @@ def test_the_same_input_and_model_give_the_same_uids_and_another_model_others(tm
     assert not set(uids[0]) & set(uids[2])
 
 
-def test_the_source_is_not_changed(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_the_source_is_not_changed(case_of):
+    case = case_of("axial")
 
     for frame, dataset in enumerate(case.volume.source.datasets):
         original = next(

@@ -18,14 +18,14 @@ def contents(case) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sound_results_pass(tmp_path, kind):
-    case = make_case(tmp_path, "oblique", **KINDS[kind])
+def test_sound_results_pass(case_of, kind):
+    case = case_of("oblique", **KINDS[kind])
 
     assert list(problems_of(contents(case), case.volume.source)) == []
 
 
-def test_sound_results_of_an_enhanced_object_pass(tmp_path):
-    classic = make_case(tmp_path, "axial")
+def test_sound_results_of_an_enhanced_object_pass(case_of, tmp_path):
+    classic = case_of("axial")
     case = encode_case(classic.phantom, [enhanced_from(classic.paths, tmp_path)])
 
     assert list(problems_of(contents(case), case.volume.source)) == []
@@ -100,8 +100,8 @@ def test_one_thing_wrong_stops_the_results(tmp_path, harm):
         require_sound(contents(case), case.volume.source)
 
 
-def test_bytes_that_are_no_object_stop_the_results(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_bytes_that_are_no_object_stop_the_results(case_of):
+    case = case_of("axial")
     whole = contents(case)
 
     with pytest.raises(ResultRefused, match="cannot be read back"):
@@ -133,8 +133,8 @@ def reference(report: Dataset) -> Dataset:
     )
 
 
-def test_what_a_viewer_reads_is_what_was_checked(tmp_path):
-    case = make_case(tmp_path, "axial")
+def test_what_a_viewer_reads_is_what_was_checked(case_of):
+    case = case_of("axial")
 
     for content, result in zip(contents(case), case.results, strict=True):
         assert dcmread(BytesIO(content)).SOPInstanceUID == result.dataset.SOPInstanceUID

@@ -10,7 +10,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.valuerep import DSfloat
 
 from dicom_node.results.template import encode_items, leave_encoded
-from tests.conformance.cases import encoded, make_case
+from tests.conformance.cases import encoded
 
 
 def by_pydicom(dataset: Dataset) -> bytes:
@@ -20,9 +20,9 @@ def by_pydicom(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_sequence_of_every_kind_of_result(tmp_path):
+def test_every_sequence_of_every_kind_of_result(case_of):
     sequences = 0
-    for result in make_case(tmp_path).results:
+    for result in case_of().results:
         read = dcmread(BytesIO(encoded(result.dataset)), stop_before_pixels=True)
         for element in [each for each in read if each.VR == "SQ"]:
             alone = Dataset()
