@@ -1,4 +1,4 @@
-"""The heap: few arenas, what is free goes back to the system, and the collector leaves alone what stays.
+"""The heap: few arenas, large pages, what is free goes back to the system, and the collector leaves alone what stays.
 
 glibc gives threads arenas of their own, eight for each processor, and keeps in each what was freed. A node that starts
 thousands of threads a day would grow for weeks, although nothing in it does.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,14 @@ def keep_small() -> None:
     """Have few arenas from now on; call it before there are threads. Another C library than glibc is left as it is."""
     if (library := _glibc()) is not None:
         library.mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def use_large_pages() -> None:
+    """Have torch ask for large pages, unless the operator has said otherwise; call it before there is a tensor.
+
+    A network makes and drops hundreds of megabytes for each of its layers, and the kernel clears every page of them.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def trim() -> None:

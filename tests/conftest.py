@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import structlog
 
-from dicom_node import native, turns
+from dicom_node import heap, native, turns
 
 turns.amend()  # senders of the tests lose no answer either
+heap.use_large_pages()  # models run here as they do in a worker
 
 _configure = structlog.configure
 

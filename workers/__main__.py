@@ -43,6 +43,7 @@ def run(
     """
     os.umask(0o027)  # images of patients are nobody else's
     log.configure()
+    heap.use_large_pages()
     # as root in a container; the warning is about pickles, and only JSON is accepted
     warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = queue or list(QUEUES.values())

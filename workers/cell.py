@@ -41,7 +41,9 @@ _CHUNK = 1 << 16
 _SILENCE: dict[str, Any] = {}
 
 # what a child sees of the environment: no password, no address of a database or a broker is among it
-_KEPT = re.compile(r"^(LANG|LC_\w+|TZ|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+|OMP_\w+|MKL_\w+|OPENBLAS_NUM_THREADS)$")
+_KEPT = re.compile(
+    r"^(LANG|LC_\w+|TZ|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+|OMP_\w+|MKL_\w+|OPENBLAS_NUM_THREADS|THP_MEM_ALLOC_ENABLE)$"
+)
 
 # a child dies with the thread that started it, so that thread must live as long as the worker
 _STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="starts contained models")

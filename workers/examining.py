@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from dicom_node import log
+from dicom_node import heap, log
 from dicom_node.catalogue import read_model
 from dicom_node.demo.phantom import make_thorax, write_series
 from dicom_node.errors import NodeError
@@ -51,6 +51,7 @@ def examine(
 ) -> None:
     """Run a model on its example; print a JSON line for each thing that was looked at. Exit 1 where one is wrong."""
     log.configure()
+    heap.use_large_pages()
     right = True
     for line in _lines(folder, series, device):
         right &= line.right

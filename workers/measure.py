@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dicom_node import log
+from dicom_node import heap, log
 from dicom_node.catalogue import default_folder
 from dicom_node.demo.phantom import Phantom, dice, make_thorax, write_series
 from dicom_node.errors import ModelRefused, SettingsError
@@ -58,6 +58,7 @@ def measure(
 ) -> None:
     """Measure a model on phantoms of known truth, or on a real series: a chest CT with nodules inserted, a head."""
     log.configure()
+    heap.use_large_pages()
     if model not in ("ct_lung", "ct_lung_nodule"):
         if folder is None:
             raise SettingsError(f"{model}: there is no phantom of it; name a folder with a series")

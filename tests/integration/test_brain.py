@@ -76,17 +76,25 @@ def test_a_mirrored_head_has_a_mirrored_brain(mr_brain, head, brain):
     assert dice(again == 1, brain.labels == 1) > 0.97
 
 
+@pytest.fixture(scope="module")
+def straight(mr_brain, shared_data):
+    """A head, its files, and its brain on its images."""
+    paths = sorted((shared_data / "head_mr_t1_sagittal" / "series").glob("*.dcm"))
+    volume = load(paths)
+    return volume, paths, volume.to_source(mr_brain.model(volume.grid, nothing).labels)
+
+
 @pytest.mark.parametrize("turned", [("rows",), ("columns",), ("rows", "columns")], ids=" and ".join)
-def test_images_stored_another_way_round_have_the_same_brain(mr_brain, shared_data, tmp_path, turned):
+def test_images_stored_another_way_round_have_the_same_brain(mr_brain, straight, tmp_path, turned):
     """A head scanned feet first or prone: its images run the other way, and say so; the patient's brain stays."""
-    folder = shared_data / "head_mr_t1_sagittal" / "series"
-    for path in folder.glob("*.dcm"):
+    volume, paths, found = straight
+    for path in paths:
         turn(pydicom.dcmread(path), turned).save_as(tmp_path / path.name)
-    straight, other = (load(sorted(one.glob("*.dcm"))) for one in (folder, tmp_path))
+    other = load(sorted(tmp_path.glob("*.dcm")))
 
-    found, again = (volume.to_source(mr_brain.model(volume.grid, nothing).labels) for volume in (straight, other))
+    again = other.to_source(mr_brain.model(other.grid, nothing).labels)
 
-    place = {str(straight.source.dataset_of(n).SOPInstanceUID): n for n in range(len(found))}
+    place = {str(volume.source.dataset_of(n).SOPInstanceUID): n for n in range(len(found))}
     order = [place[str(other.source.dataset_of(n).SOPInstanceUID)] for n in range(len(again))]
     back = again[:, :: -1 if "rows" in turned else 1, :: -1 if "columns" in turned else 1]
     assert found.any()

@@ -35,8 +35,10 @@ def thorax(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fine(tmp_path_factory):
+    """A thorax of fine voxels, and what the detector finds in it."""
     phantom = make_thorax(seed=4)
-    return phantom, load(write_series(phantom, tmp_path_factory.mktemp("fine")))
+    volume = load(write_series(phantom, tmp_path_factory.mktemp("fine")))
+    return phantom, volume, CtLungNodule(CPU, 0.5)(volume.grid, nothing)
 
 
 # -- manifests ----------------------------------------------------------------------------------------------------
@@ -222,9 +224,7 @@ def _share_of_boxes_in(volume, labels, folder):
 
 
 def test_every_nodule_is_found_where_it_is_and_nothing_else(fine):
-    phantom, volume = fine
-
-    prediction = CtLungNodule(CPU, 0.5)(volume.grid, nothing)
+    phantom, volume, prediction = fine
 
     assert len(prediction.detections) == len(phantom.nodules)
     for nodule in phantom.nodules:
@@ -253,9 +253,7 @@ def test_a_chest_without_nodules_has_none(tmp_path):
 
 
 def test_outlines_lie_in_their_boxes_and_have_their_volume(fine):
-    _, volume = fine
-
-    prediction = CtLungNodule(CPU, 0.5)(volume.grid, nothing)
+    _, volume, prediction = fine
 
     for detection in prediction.detections:
         outline = prediction.instances == detection.value

@@ -16,6 +16,7 @@ from dicom_node.findings import Reason
 from workers.algorithms.airway import find_airway
 from workers.algorithms.morphology import (
     Mask,
+    around,
     ball_close,
     ball_dilate,
     ball_erode,
@@ -225,17 +226,21 @@ def _cut(region: Mask, middle: float, coarse: _Coarse) -> list[Mask]:
     """Cut a region in two at its thinnest, or along the brightest sheet where it is thin nowhere."""
     seeds = _eroded_apart(region, middle, coarse)
     if seeds is not None:
+        box = around(region, 0.0, coarse.spacing)
         nearest = ndimage.distance_transform_edt(
-            seeds == 0, coarse.spacing, return_distances=False, return_indices=True
+            seeds[box] == 0, coarse.spacing, return_distances=False, return_indices=True
         )
-        owner = seeds[tuple(nearest)]
+        owner = np.zeros_like(seeds)
+        owner[box] = seeds[box][tuple(nearest)]
         return [region & (owner == 1), region & (owner == 2)]
     return _cut_at_the_wall(region, middle, coarse)
 
 
 def _eroded_apart(region: Mask, middle: float, coarse: _Coarse) -> npt.NDArray[np.int16] | None:
     """Erode until a region falls into two parts (1, 2) on either side of the midline; None if it never does."""
-    depth = ndimage.distance_transform_edt(region, coarse.spacing)
+    depth = np.zeros(region.shape)
+    box = around(region, max(coarse.spacing), coarse.spacing)
+    depth[box] = ndimage.distance_transform_edt(region[box], coarse.spacing)
     whole = coarse.size(region)
     for radius in np.arange(1.0, 9.0, 1.0):
         labels, sizes = components(depth > radius)
@@ -272,7 +277,7 @@ def _cut_at_the_wall(region: Mask, middle: float, coarse: _Coarse) -> list[Mask]
 def _closed(right: Mask, left: Mask, body: Mask, airway: Mask, coarse: _Coarse) -> tuple[Mask, Mask]:
     """Take in vessels, nodules and masses: notches a ball cannot enter, and holes; never the other lung."""
     allowed = ball_erode(body, 3.0, coarse.spacing) & ~airway
-    from_hilum = _from_hilum(airway, _midline(body, airway), coarse)
+    from_hilum = _from_hilum(airway, right | left, _midline(body, airway), coarse)
     closed = []
     for lung, other in ((right, left), (left, right)):
         if not lung.any():
@@ -306,10 +311,13 @@ def _masses(closed: Mask, inside: Mask, from_hilum: npt.NDArray[np.float64], coa
     return np.asarray(taken & wide & (from_hilum > 0.7 * _FROM_HILUM))
 
 
-def _from_hilum(airway: Mask, middle: float, coarse: _Coarse) -> npt.NDArray[np.float64]:
-    """Return the distance (mm) of every voxel from the airway, or from the midline where no airway was found."""
+def _from_hilum(airway: Mask, lungs: Mask, middle: float, coarse: _Coarse) -> npt.NDArray[np.float64]:
+    """Return how far (mm) every voxel around the lungs is from the airway; from the midline where none was found."""
     if airway.any():
-        return np.asarray(ndimage.distance_transform_edt(~airway, coarse.spacing))
+        distances = np.zeros(airway.shape)
+        box = around(airway | lungs, 0.0, coarse.spacing)
+        distances[box] = ndimage.distance_transform_edt(~airway[box], coarse.spacing)
+        return distances
     columns = np.abs(np.arange(airway.shape[2]) - middle) * coarse.spacing[2]
     return np.broadcast_to(columns, airway.shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,40 +17,65 @@ Mask = npt.NDArray[np.bool_]
 Spacing = tuple[float, float, float]
 
 
+_FEW = 64  # voxels of a ball, up to which moving a mask to each is faster than measuring distances
+
+
 def ball_dilate(mask: Mask, radius: float, spacing: Spacing) -> Mask:
     """Grow a mask by `radius` mm in every direction."""
     grown = np.zeros_like(mask)
-    box = _around(mask, radius, spacing)
+    box = around(mask, radius, spacing)
     if box is not None:
-        grown[box] = ndimage.distance_transform_edt(~mask[box], spacing) <= radius
+        grown[box] = _near(mask[box], radius, spacing)
     return grown
 
 
 def ball_erode(mask: Mask, radius: float, spacing: Spacing) -> Mask:
     """Shrink a mask by `radius` mm; what lies outside the volume counts as inside."""
     shrunk = np.zeros_like(mask)
-    box = _around(mask, max(spacing), spacing)
+    box = around(mask, max(spacing), spacing)
     if box is not None:
-        part = mask[box]
-        shrunk[box] = part if part.all() else ndimage.distance_transform_edt(part, spacing) > radius
+        shrunk[box] = ~_near(~mask[box], radius, spacing)
     return shrunk
+
+
+def _near(mask: Mask, radius: float, spacing: Spacing) -> Mask:
+    """Return every voxel that has one of a mask within `radius` mm."""
+    ball = _ball(radius, spacing)
+    if len(ball) > _FEW:
+        return np.asarray(ndimage.distance_transform_edt(~mask, spacing) <= radius if mask.any() else mask)
+    near = mask.copy()
+    for offset in ball.tolist():
+        near[_moved(offset, mask.shape)] |= mask[_moved([-step for step in offset], mask.shape)]
+    return near
+
+
+def _moved(offset: Sequence[int], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return where in a volume lies what `offset` moves, as far as it stays inside."""
+    return tuple(slice(max(0, step), max(0, length + min(0, step))) for step, length in zip(offset, shape, strict=True))
+
+
+def _ball(radius: float, spacing: Spacing) -> npt.NDArray[np.int64]:
+    """Return the steps (n, 3), in voxels, to all that lies within `radius` mm of a voxel."""
+    reach = [int(radius / size) for size in spacing]
+    steps = np.indices([2 * length + 1 for length in reach]).reshape(3, -1).T - reach
+    return np.asarray(steps[np.sqrt(((steps * spacing) ** 2).sum(axis=1)) <= radius])
 
 
 def ball_close(mask: Mask, radius: float, spacing: Spacing) -> Mask:
     """Fill gaps and notches that a ball of `radius` mm cannot enter."""
     closed = np.zeros_like(mask)
-    box = _around(mask, 0.0, spacing)
+    box = around(mask, 0.0, spacing)
     if box is None:
         return closed
     pad = [(math.ceil(radius / size) + 1,) * 2 for size in spacing]
     grown = ball_dilate(np.pad(mask[box], pad), radius, spacing)
-    whole = ndimage.distance_transform_edt(grown, spacing) > radius
+    whole = ~_near(~grown, radius, spacing)
     inner = tuple(slice(before, extent - after) for (before, after), extent in zip(pad, whole.shape, strict=True))
     closed[box] = whole[inner]
     return closed
 
 
-def _around(mask: Mask, margin: float, spacing: Spacing) -> tuple[slice, ...] | None:
+def around(mask: Mask, margin: float, spacing: Spacing) -> tuple[slice, ...] | None:
     """Return the box around a mask with `margin` mm on every side; None where the mask is empty."""
     box = []
     for axis, size in enumerate(spacing):
