@@ -65,21 +65,28 @@ def measure(
         console.print(_head_table(models or default_folder(), model, folder))
         return
     bundle = Bundles(device="auto").get((models or default_folder()) / model)
-    if model == "ct_lung":
-        console.print(_lung_table(bundle, folder))
-    else:
-        volume = load(sorted(folder.rglob("*.dcm"))) if folder else _loaded(make_thorax(nodules=(), seed=seed))
-        console.print(_nodule_table(bundle, volume, np.random.default_rng(seed)))
+    with tempfile.TemporaryDirectory() as room:  # files of phantoms stay as long as their volumes
+        if model == "ct_lung":
+            console.print(_lung_table(bundle, folder, Path(room)))
+        else:
+            series = (
+                sorted(folder.rglob("*.dcm")) if folder else _written(make_thorax(nodules=(), seed=seed), Path(room))
+            )
+            console.print(_nodule_table(bundle, load(series), np.random.default_rng(seed)))
 
 
-def _lung_table(bundle: Bundle, folder: Path | None) -> Table:
+def _written(phantom: Phantom, room: Path) -> list[Path]:
+    return write_series(phantom, Path(tempfile.mkdtemp(dir=room)))
+
+
+def _lung_table(bundle: Bundle, folder: Path | None, room: Path) -> Table:
     table = Table("series", "Dice right", "Dice left", "right mL", "left mL", "seconds")
     if folder:
         volume = load(sorted(folder.rglob("*.dcm")))
         table.add_row(folder.name, "", "", *_sizes_and_seconds(bundle, volume)[1])
     for name, variant in LUNG_VARIANTS.items() if folder is None else ():
         phantom = make_thorax(**variant)  # type: ignore[arg-type]
-        volume = _loaded(phantom)
+        volume = load(_written(phantom, room))
         labels, texts = _sizes_and_seconds(bundle, volume)
         on_source = _in_order(phantom, volume, labels)
         table.add_row(
@@ -106,11 +113,6 @@ def _sizes_and_seconds(bundle: Bundle, volume: Volume) -> tuple[npt.NDArray[np.u
     assert labels is not None  # noqa: S101 - ct_lung always answers with labels
     sizes = volumes_by_value(labels, volume.grid)
     return labels, (f"{sizes.get(1, 0) / 1000:.0f}", f"{sizes.get(2, 0) / 1000:.0f}", f"{seconds:.1f}")
-
-
-def _loaded(phantom: Phantom) -> Volume:
-    with tempfile.TemporaryDirectory() as folder:
-        return load(write_series(phantom, Path(folder)))
 
 
 # -- heads --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""What is free goes back to the system."""
+"""What is free goes back to the system, and tensors lie in large pages."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -33,3 +34,26 @@ def test_what_is_free_goes_back():
 
     assert kept > 100e6, "it went back by itself: nothing is tested"
     assert left < 0.2 * kept
+
+
+WISHES = """
+from dicom_node import heap
+heap.use_large_pages()
+import torch
+kept = torch.ones(1 << 24)
+flags = [line.split() for line in open("/proc/self/smaps") if line.startswith("VmFlags")]
+print(sum("hg" in line for line in flags), len(flags))
+"""
+
+
+@pytest.mark.parametrize(("said", "wished"), [(None, True), ("0", False)])
+def test_torch_asks_for_large_pages_unless_the_operator_has_said_otherwise(said, wished):
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {} if said is None else {"THP_MEM_ALLOC_ENABLE": said}
+
+    done = subprocess.run([sys.executable, "-c", WISHES], capture_output=True, text=True, env=environment, check=True)
+
+    wishes, areas = map(int, done.stdout.split())
+    if not areas:
+        pytest.skip("this kernel does not say what its memory was asked for")
+    assert (wishes > 0) == wished

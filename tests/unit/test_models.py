@@ -14,6 +14,7 @@ from dicom_node.codes import fault
 from dicom_node.demo.phantom import dice, make_thorax, write_series
 from dicom_node.errors import NotApplicable
 from dicom_node.manifest import CodeEntry
+from workers import measure
 from workers.algorithms import ct_lung
 from workers.algorithms.ct_lung_nodule import CtLungNodule
 from workers.bundle import Bundles
@@ -126,6 +127,16 @@ def test_lungs_are_found_however_the_patient_lies(tmp_path, variant):
     order = [number[str(volume.source.dataset_of(frame).SOPInstanceUID)] for frame in range(len(labels))]
     assert dice(labels == ct_lung.RIGHT, phantom.right[order]) > 0.95
     assert dice(labels == ct_lung.LEFT, phantom.left[order]) > 0.95
+
+
+def test_the_figures_of_the_card_are_made_by_one_command(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "LUNG_VARIANTS", {"feet first": {**SMALL, "orientation": "reversed"}})
+
+    measure.measure("ct_lung", seed=5)
+
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "feet first" in line]
+    right, left, *_ = (float(word) for word in row if word[0].isdigit())
+    assert min(right, left) > 0.95
 
 
 def test_lungs_that_touch_are_cut_apart(thorax):
