@@ -56,7 +56,7 @@ def _moved(offset: Sequence[int], shape: tuple[int, ...]) -> tuple[slice, ...]:
 
 def _ball(radius: float, spacing: Spacing) -> npt.NDArray[np.int64]:
     """Return the steps (n, 3), in voxels, to all that lies within `radius` mm of a voxel."""
-    reach = [int(radius / size) for size in spacing]
+    reach = [math.ceil(radius / size) for size in spacing]
     steps = np.indices([2 * length + 1 for length in reach]).reshape(3, -1).T - reach
     return np.asarray(steps[np.sqrt(((steps * spacing) ** 2).sum(axis=1)) <= radius])
 
