@@ -37,7 +37,10 @@ class MeshNet(nn.Module):
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """Return logits `(n, classes, *axes)` of a volume `(n, 1, *axes)`."""
+        on_processor = volume.device.type == "cpu"
         for layer in self.layers:
+            if on_processor:  # torch's other way to dilate there takes up to eight times as long
+                volume = volume.contiguous(memory_format=torch.channels_last_3d)
             volume = layer(volume)
             if self.normalised:
                 variance, mean = torch.var_mean(volume, dim=(2, 3, 4), keepdim=True, correction=0)
