@@ -41,6 +41,7 @@ tries = dict(
     kill_parent=lambda: os.kill(os.getppid(), {signal}),
     slow_parent=lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), os.getpriority(os.PRIO_PROCESS, os.getppid())),
     limit_parent=lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE),
+    move_parent=lambda: os.sched_setaffinity(os.getppid(), os.sched_getaffinity(0)),
     environment_of_parent=lambda: open("/proc/%d/environ" % os.getppid()).read(),
     memory_of_parent=lambda: open("/proc/%d/mem" % os.getppid(), "rb"),
     password=lambda: os.environ["PGPASSWORD"],

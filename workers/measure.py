@@ -151,7 +151,7 @@ def _agreement(other: Path, volume: Volume, mask: npt.NDArray[np.bool_]) -> str:
     bundles = Bundles(device="auto")
     try:
         bundle = bundles.get(other)
-    except ModelRefused as error:
+    except (ModelRefused, SettingsError) as error:  # it is not there, or has no weights
         return str(error)
     if volume.grid.modality not in bundle.manifest.input.modality:
         return f"takes no {volume.grid.modality}"

@@ -52,7 +52,6 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274),
-    "sched_setaffinity": (203, 122),
     "move_pages": (279, 239),
     "migrate_pages": (256, 238),
     # memory that belongs to no process, and so is not counted, or is shared with others
@@ -137,6 +136,7 @@ _NUMBERS = {
     "kill": (62, 129),
     "tgkill": (234, 131),
     "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
     "fcntl": (72, 25),
     "prctl": (157, 167),
 }
@@ -207,13 +207,16 @@ def program(pid: int, machine: str | None = None) -> bytes:
 def _checks(pid: int) -> dict[str, list[_Instruction]]:
     """Return for each call that is refused by its arguments what decides it; each ends with an answer."""
     own = [_load(_FIRST_ARGUMENT), _equal(pid, 0, 1), _PERMITTED, _FORBIDDEN]
+    own_or_0 = [_load(_FIRST_ARGUMENT), _equal(0, 1, 0), _equal(pid, 0, 1), _PERMITTED, _FORBIDDEN]
     return {
         "clone": [_load(_FIRST_ARGUMENT), _any_bit(_CLONE_THREAD, 0, 1), _PERMITTED, _FORBIDDEN],
         # its flags lie in memory, where a filter cannot look; without it the C library takes clone
         "clone3": [_UNKNOWN],
         "kill": own,
         "tgkill": own,
-        "prlimit64": [_load(_FIRST_ARGUMENT), _equal(0, 1, 0), _equal(pid, 0, 1), _PERMITTED, _FORBIDDEN],
+        "prlimit64": own_or_0,
+        # OpenMP tries it on itself before it counts processors: where that is forbidden it uses one
+        "sched_setaffinity": own_or_0,
         # SIGIO to whoever is made a descriptor's owner ends it
         "fcntl": [_load(_SECOND_ARGUMENT), _equal(_F_SETOWN, 1, 0), _equal(_F_SETOWN_EX, 0, 1), _FORBIDDEN, _PERMITTED],
         "prctl": [_load(_FIRST_ARGUMENT), _equal(_PR_SET_PDEATHSIG, 0, 1), _FORBIDDEN, _PERMITTED],

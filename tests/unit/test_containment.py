@@ -147,6 +147,26 @@ def test_a_contained_model_says_what_it_would_say_in_the_worker(write_model, bun
     assert 0.5 in seen
 
 
+def test_it_has_as_many_threads_as_the_worker_would_have(write_model, bundles):
+    """OpenMP asks for an affinity before it counts processors, and takes one of them where it may not."""
+    bundle = bundles.get(
+        write_model("""
+        import numpy as np
+        import torch
+        from workers.prediction import Prediction
+        def model(grid):
+            threads = {"threads": str(torch.get_num_threads())}
+            return Prediction(labels=np.zeros(grid.values.shape, np.uint8), parameters=threads)
+        """)
+    )
+
+    answer = bundle.model(made_grid(), nothing)
+
+    alone = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    wanted = subprocess.run(alone, capture_output=True, text=True, check=True).stdout.strip()
+    assert answer.parameters["threads"] == wanted
+
+
 def test_it_stays_between_two_predictions(write_model, bundles):
     bundle = bundles.get(write_model(ANSWER))
     bundle.model(made_grid(), nothing)
