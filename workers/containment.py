@@ -22,7 +22,8 @@ _EFAULT = 14
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITIES_3 = 0x20080522
 _OPEN_FILES = 1024
-_SLACK = 1 << 30  # address space that torch's threads reserve and never touch
+_SLACK = 1 << 30  # address space that libraries reserve and never touch
+_THREADS = 1 << 25  # the same, for each processor: threads of OpenMP and of torch, with a stack of 8 MiB each
 
 # what the C library, Python, torch and CUDA's driver read of the system
 _SYSTEM = (
@@ -157,7 +158,7 @@ def _limit(cell: Cell) -> None:
     """
     limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, cell.files), (resource.RLIMIT_NOFILE, _OPEN_FILES)]
     if cell.memory:
-        limits.append((resource.RLIMIT_DATA, cell.memory + _SLACK))
+        limits.append((resource.RLIMIT_DATA, cell.memory + _SLACK + _THREADS * (os.cpu_count() or 1)))
     for kind, value in limits:
         hard = resource.getrlimit(kind)[1]
         least = value if hard == resource.RLIM_INFINITY else min(value, hard)
