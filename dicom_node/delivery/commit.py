@@ -155,11 +155,13 @@ def event_report(said: Report, transfer_syntax_uid: UID) -> N_EVENT_REPORT:
     """Return the request that carries a report (PS3.7 10.1.1, PS3.4 J.3.3), all but its Message ID."""
     syntax = transfer_syntax_uid
     information = encode(report_dataset(said), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+    if information is None:  # pynetdicom's word for what it cannot encode: nothing empty is sent instead
+        raise ValueError("the report cannot be encoded")
     request = N_EVENT_REPORT()
     request.AffectedSOPClassUID = UID(STORAGE_COMMITMENT)
     request.AffectedSOPInstanceUID = UID(STORAGE_COMMITMENT_INSTANCE)
     request.EventTypeID = said.event_type_id
-    request.EventInformation = BytesIO(information or b"")
+    request.EventInformation = BytesIO(information)
     return request
 
 

@@ -168,20 +168,34 @@ def test_a_modality_that_leaves_gets_the_report_on_a_new_association(promising_n
     assert report == Report("1.2.840.1", (reference(1),), {NEVER_SENT: 0x0112})
 
 
-def test_what_crosses_with_a_report_is_served_and_the_report_is_taken(promising_node, modality, eventually):
-    """A modality may go on storing and asking before it answers: only its own next request waits for its answer."""
-    has_asked = threading.Event()
-    scanner = modality(answer=lambda: 0x0000 if has_asked.wait(10) else 0x0110)
-    _, port = promising_node()
-    association = scanner.associate(port)
-    stored(association, 1)
-    assert scanner.ask(association, reference(1)) == 0x0000
-    eventually(lambda: scanner.asked)
+@pytest.fixture
+def hesitant(modality, eventually):
+    """Starts a modality that has asked and does not answer the report yet: it, its association, and what lets it."""
+
+    def start(promising_node, *, has_address: bool = True, patience: float | None = None):
+        may_answer = threading.Event()
+        scanner = modality(answer=lambda: 0x0000 if may_answer.wait(10) else 0x0110)
+        scp, port = promising_node(scanner.port if has_address else None)
+        association = scanner.associate(port)
+        if patience is not None:
+            (opened,) = scp._associations.listed()
+            opened.association.dimse_timeout = patience
+        stored(association, 1)
+        assert scanner.ask(association, reference(1)) == 0x0000
+        eventually(lambda: scanner.asked)
+        return scanner, association, may_answer
+
+    return start
+
+
+def test_what_crosses_with_a_report_is_served_and_the_report_is_taken(promising_node, hesitant, eventually):
+    """A modality may go on storing and asking before it answers: only the node's next report waits for its answer."""
+    scanner, association, may_answer = hesitant(promising_node, has_address=False)
 
     stored(association, 2)
     assert scanner.ask(association, reference(2), transaction_uid="1.2.840.2") == 0x0000
     assert scanner.ask(association, reference(1), transaction_uid="1.2.840.3") == 0x0000
-    has_asked.set()
+    may_answer.set()
     eventually(lambda: len(scanner.reports) == 3)
 
     assert association.is_established
@@ -194,31 +208,19 @@ def test_what_crosses_with_a_report_is_served_and_the_report_is_taken(promising_
     ]
 
 
-def test_a_modality_that_releases_instead_of_answering_is_not_kept_waiting(promising_node, modality, eventually):
-    has_left = threading.Event()
-    scanner = modality(answer=lambda: 0x0000 if has_left.wait(10) else 0x0110)
-    _, port = promising_node(scanner.port)
-    association = scanner.associate(port)
-    stored(association, 1)
-    assert scanner.ask(association, reference(1)) == 0x0000
-    eventually(lambda: scanner.asked)
+def test_a_modality_that_releases_instead_of_answering_is_not_kept_waiting(promising_node, hesitant, eventually):
+    scanner, association, may_answer = hesitant(promising_node)
 
     association.release()
     assert association.is_released
-    has_left.set()
+    may_answer.set()
+
     eventually(lambda: [where for where, _, _ in scanner.reports if where == "new"])
 
 
-def test_a_modality_that_does_not_answer_loses_the_association(promising_node, modality, eventually):
-    may_answer = threading.Event()
-    scanner = modality(answer=lambda: 0x0000 if may_answer.wait(10) else 0x0110)
-    scp, port = promising_node(scanner.port)
-    association = scanner.associate(port)
-    stored(association, 1)
-    (opened,) = scp._associations.listed()
-    opened.association.dimse_timeout = 0.5
+def test_a_modality_that_does_not_answer_loses_the_association(promising_node, hesitant, eventually):
+    scanner, association, may_answer = hesitant(promising_node, patience=0.5)
 
-    assert scanner.ask(association, reference(1)) == 0x0000
     eventually(lambda: association.is_aborted)
     may_answer.set()
 

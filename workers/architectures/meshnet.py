@@ -39,7 +39,7 @@ class MeshNet(nn.Module):
         """Return logits `(n, classes, *axes)` of a volume `(n, 1, *axes)`."""
         on_processor = volume.device.type == "cpu"
         for layer in self.layers:
-            if on_processor:  # torch's other way to dilate there takes up to eight times as long
+            if on_processor:  # its other way to dilate there takes several times as long
                 volume = volume.contiguous(memory_format=torch.channels_last_3d)
             volume = layer(volume)
             if self.normalised:
