@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -35,6 +37,18 @@ def trim() -> None:
     """Give back what is free."""
     if (library := _glibc()) is not None:
         library.malloc_trim(0)
+
+
+@contextmanager
+def at_rest() -> Iterator[None]:
+    """Have the collector rest meanwhile: what a library makes while it is imported stays, however often one looks."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def settle() -> None:

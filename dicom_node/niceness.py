@@ -31,6 +31,15 @@ def come_last() -> None:
     _move(max(WORKER, _niceness()))
 
 
+def wait_asleep() -> None:
+    """Have a network's threads sleep where they wait for one another, unless the operator has said otherwise.
+
+    OpenMP has them turn in circles for some milliseconds, on processors that a receiver, or another worker, has work
+    for. Call it before torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def _niceness() -> int:
     return os.getpriority(os.PRIO_PROCESS, 0)
 

@@ -16,9 +16,11 @@ import pytest
 import structlog
 
 from dicom_node import heap, native, turns
+from dicom_node.niceness import wait_asleep
 
 turns.amend()  # senders of the tests lose no answer either
 heap.use_large_pages()  # models run here as they do in a worker
+wait_asleep()
 
 _configure = structlog.configure
 

@@ -19,7 +19,7 @@ from dicom_node.errors import NodeError, Unavailable
 from dicom_node.ledger import Ledger
 from dicom_node.lifecycle import Kind
 from dicom_node.messages import celery_settings
-from dicom_node.niceness import come_last
+from dicom_node.niceness import come_last, wait_asleep
 from dicom_node.spool import Spool
 from dicom_node.supervision import die_with
 from workers.app import SecurityWarning, make_app
@@ -44,6 +44,7 @@ def run(
     os.umask(0o027)  # images of patients are nobody else's
     log.configure()
     heap.use_large_pages()
+    wait_asleep()
     # as root in a container; the warning is about pickles, and only JSON is accepted
     warnings.filterwarnings("ignore", category=SecurityWarning)
     queues = queue or list(QUEUES.values())
@@ -86,7 +87,8 @@ def run(
 
 
 def _warm(pipeline: Pipeline) -> None:
-    pipeline.warm()
+    with heap.at_rest():
+        pipeline.warm()
     heap.settle()
 
 

@@ -42,7 +42,7 @@ _SILENCE: dict[str, Any] = {}
 
 # what a child sees of the environment: no password, no address of a database or a broker is among it
 _KEPT = re.compile(
-    r"^(LANG|LC_\w+|TZ|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+|OMP_\w+|MKL_\w+|OPENBLAS_NUM_THREADS|THP_MEM_ALLOC_ENABLE)$"
+    r"^(LANG|LC_\w+|TZ|LD_LIBRARY_PATH|CUDA_\w+|NVIDIA_\w+|G?OMP_\w+|MKL_\w+|OPENBLAS_NUM_THREADS|THP_MEM_ALLOC_ENABLE)$"
 )
 
 # a child dies with the thread that started it, so that thread must live as long as the worker

@@ -38,17 +38,26 @@ class _Stopped(BaseException):
     """The worker wants no answer any more; no model takes it for an error of its own."""
 
 
-def _serve(first: dict[str, Any], orders: Iterator[dict[str, Any]], say: Say) -> None:
-    """Load the model, then predict for every further order."""
+def _loaded(first: dict[str, Any]) -> Any:
     import importlib
 
     from dicom_node.catalogue import read_model
-    from workers.passing import read_grid, write_prediction
 
     folder = Path(first["folder"])
     manifest = read_model(folder).manifest
     runtime: Any = importlib.import_module(f"workers.runtimes.{manifest.runtime}")
-    model = runtime.load(manifest, folder, first["device"])
+    return runtime.load(manifest, folder, first["device"])
+
+
+def _serve(first: dict[str, Any], orders: Iterator[dict[str, Any]], say: Say) -> None:
+    """Load the model, then predict for every further order."""
+    from dicom_node import heap
+
+    with heap.at_rest():
+        model = _loaded(first)
+    heap.settle()
+    from workers.passing import read_grid, write_prediction
+
     say({"said": "ready"})
     given, work = Path(first["given"]), Path(first["work"])
 

@@ -24,6 +24,7 @@ from dicom_node.findings import Finding, Findings, Segment
 from dicom_node.forms import Form
 from dicom_node.labelling import Context, ModelIdentity, digest_of_input
 from dicom_node.manifest import Example, Manifest, Range
+from dicom_node.niceness import wait_asleep
 from dicom_node.results import encode_all
 from dicom_node.results.drawing import number
 from dicom_node.selfcheck import require_sound
@@ -52,6 +53,7 @@ def examine(
     """Run a model on its example; print a JSON line for each thing that was looked at. Exit 1 where one is wrong."""
     log.configure()
     heap.use_large_pages()
+    wait_asleep()
     right = True
     for line in _lines(folder, series, device):
         right &= line.right

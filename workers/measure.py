@@ -20,6 +20,7 @@ from dicom_node import heap, log
 from dicom_node.catalogue import default_folder
 from dicom_node.demo.phantom import Phantom, dice, make_thorax, write_series
 from dicom_node.errors import ModelRefused, SettingsError
+from dicom_node.niceness import wait_asleep
 from workers.bundle import Bundle, Bundles
 from workers.guarding import guarded
 from workers.prediction import Detection, Grid, Prediction
@@ -59,6 +60,7 @@ def measure(
     """Measure a model on phantoms of known truth, or on a real series: a chest CT with nodules inserted, a head."""
     log.configure()
     heap.use_large_pages()
+    wait_asleep()
     if model not in ("ct_lung", "ct_lung_nodule"):
         if folder is None:
             raise SettingsError(f"{model}: there is no phantom of it; name a folder with a series")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -57,3 +58,16 @@ def test_torch_asks_for_large_pages_unless_the_operator_has_said_otherwise(said,
     if not areas:
         pytest.skip("this kernel does not say what its memory was asked for")
     assert (wishes > 0) == wished
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_the_collector_rests_while_libraries_are_imported_and_is_as_it_was_afterwards(was_enabled):
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with heap.at_rest():
+            meanwhile = gc.isenabled()
+        afterwards = gc.isenabled()
+    finally:
+        gc.enable()
+
+    assert (meanwhile, afterwards) == (False, was_enabled)

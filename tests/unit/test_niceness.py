@@ -60,3 +60,20 @@ def test_a_worker_of_a_node_that_comes_first_comes_last():
 
 def test_a_worker_goes_no_further_forward_than_where_it_was():
     assert niceness("come_last()", chosen=9) == [9]
+
+
+_POLICY = """
+from dicom_node.niceness import wait_asleep
+wait_asleep()
+import torch
+"""
+
+
+@pytest.mark.parametrize(("said", "policy"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_threads_of_a_network_wait_asleep_unless_the_operator_has_said_otherwise(said, policy):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({} if said is None else {"OMP_WAIT_POLICY": said})
+
+    ran = subprocess.run([sys.executable, "-c", _POLICY], capture_output=True, text=True, env=environment, check=True)
+
+    assert f"OMP_WAIT_POLICY = '{policy}'" in ran.stderr
