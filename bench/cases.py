@@ -71,7 +71,8 @@ class Copies:
 
 def copies(files: Sequence[Path], where: Path, *, associations: int, instances: int) -> Copies:
     """Write `instances` copies of `files`, dealt out over folders, as one new study with a series for each round of
-    `files`; every UID keeps its length, so nothing else in a file moves.
+    `files`; every UID keeps its length, so nothing else in a file moves. The last pixel of each image is of its study
+    alone: a model may remember what it has answered.
     """
     folders = [where / f"{number:03d}" for number in range(associations)]
     for folder in folders:
@@ -84,6 +85,7 @@ def copies(files: Sequence[Path], where: Path, *, associations: int, instances: 
         content, study_uid, series_uid, instance_uid = sources[number % len(files)]
         content = content.replace(study_uid, _other(study_uid, study)).replace(series_uid, _other(series_uid, series))
         content = content.replace(instance_uid, _other(instance_uid, next(_copies)))
+        content = content[:-2] + (study % 64).to_bytes(2, "little")  # of 16 bits, and the file ends with it
         (folders[number % associations] / f"{number:05d}.dcm").write_bytes(content)
         total += len(content)
     return Copies(tuple(folders), instances, total)
