@@ -18,6 +18,7 @@ Spacing = tuple[float, float, float]
 
 
 _FEW = 64  # voxels of a ball, up to which moving a mask to each is faster than measuring distances
+_TIE = 1e-4  # more than rounding, less than a step of what trilinear weights add up to
 
 
 def ball_dilate(mask: Mask, radius: float, spacing: Spacing) -> Mask:
@@ -98,15 +99,24 @@ def pooled(values: torch.Tensor, factor: tuple[int, int, int]) -> torch.Tensor:
 
 
 def unpooled(mask: Mask, factor: tuple[int, int, int], shape: tuple[int, ...]) -> Mask:
-    """Return a pooled mask at full resolution, its border smooth to half a pooled voxel."""
+    """Return a pooled mask at full resolution, its border smooth to half a pooled voxel; halfway is outside."""
     if factor == (1, 1, 1):
         return mask
-    padded = np.pad(mask, 1, mode="edge").astype(np.float32)
+    whole = np.zeros(shape, bool)
+    box = around(mask, 1.0, (1.0, 1.0, 1.0))  # with a border of what is not in it, unless the mask ends with the array
+    if box is None:
+        return whole
+    place = tuple(
+        slice(part.start * step, min(part.stop * step, length))
+        for part, step, length in zip(box, factor, shape, strict=True)
+    )
+    padded = np.pad(mask[box], 1, mode="edge").astype(np.float32)
     tensor = torch.from_numpy(padded)[None, None]
     size = tuple(length * step for length, step in zip(padded.shape, factor, strict=True))
     fine = nn.interpolate(tensor, size=size, mode="trilinear", align_corners=False)[0, 0]
-    inner = tuple(slice(step, step + length) for step, length in zip(factor, shape, strict=True))
-    return np.asarray((fine[inner] > 0.5).numpy())
+    inner = tuple(slice(step, step + part.stop - part.start) for step, part in zip(factor, place, strict=True))
+    whole[place] = (fine[inner] > 0.5 + _TIE).numpy()
+    return whole
 
 
 def components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
