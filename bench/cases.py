@@ -85,7 +85,7 @@ def copies(files: Sequence[Path], where: Path, *, associations: int, instances: 
         content, study_uid, series_uid, instance_uid = sources[number % len(files)]
         content = content.replace(study_uid, _other(study_uid, study)).replace(series_uid, _other(series_uid, series))
         content = content.replace(instance_uid, _other(instance_uid, next(_copies)))
-        content = content[:-2] + (study % 61).to_bytes(2, "little")  # air, 16 bits, the end of the file
+        content = content[:-2] + (study % 61 - 1000).to_bytes(2, "little", signed=True)  # HU
         (folders[number % associations] / f"{number:05d}.dcm").write_bytes(content)
         total += len(content)
     return Copies(tuple(folders), instances, total)
