@@ -1,4 +1,4 @@
-"""What is free goes back to the system, and tensors lie in large pages."""
+"""What is free goes back to the system, tensors lie in large pages, and the collector rests where it is told to."""
 
 from __future__ import annotations
 
